@@ -1,0 +1,26 @@
+"""Selective state-space models (Mamba) that install anywhere and are fast on the machine you have.
+
+`mambakit.ops` holds the operations, `mambakit.nn` the layers, `mambakit.training` the training loop and
+`mambakit.forecast` multi-horizon price forecasting. Importing `mambakit` imports torch and nothing heavier: each
+room loads what it needs when it is first used.
+"""
+
+import importlib
+from types import ModuleType
+
+# Imported first so that the extension finds torch's OpenMP runtime already loaded and shares its threads.
+import torch  # noqa: F401
+
+__version__ = "0.1.0"
+
+_ROOMS = ("ops", "nn", "training", "forecast", "cli")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ROOMS:
+        return importlib.import_module(f"mambakit.{name}")
+    raise AttributeError(f"module 'mambakit' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS])
