@@ -2,31 +2,24 @@
 //
 // Tensors come as DLPack views. Shapes, dtypes and the contiguity of the last axis are the caller's duty
 // (src/mambakit/ops/cpu); what is read here are pointers and strides.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
+#include "bindings.hpp"
+
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "kernels.hpp"
-
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace mambakit {
+
 namespace {
-
-using Tensor = nb::ndarray<nb::device::cpu>;
-using Input = nb::ndarray<nb::ro, nb::device::cpu>;
-using OptionalTensor = std::optional<Tensor>;
-using OptionalInput = std::optional<Input>;
-
 int chosen = 0;
+}  // namespace
+
+const KernelTable &chosen_kernels() { return kernels(chosen); }
 
 Dtype dtype_of(const Input &tensor) {
   const nb::dlpack::dtype type = tensor.dtype();
@@ -38,10 +31,13 @@ Dtype dtype_of(const Input &tensor) {
   throw std::invalid_argument("a tensor is not of a supported floating dtype");
 }
 
+namespace {
+
 template <typename Array>
 Rows rows(const Array &tensor) {
+  const size_t axes = tensor.ndim();
   return {const_cast<void *>(static_cast<const void *>(tensor.data())), tensor.stride(0), tensor.stride(1),
-          tensor.ndim() == 4 ? tensor.stride(2) : 0};
+          axes > 3 ? tensor.stride(axes - 2) : 0, axes > 4 ? tensor.stride(2) : 0};
 }
 template <typename Array>
 Rows rows(const std::optional<Array> &tensor) {
@@ -91,7 +87,7 @@ void scan_forward(const Input &u, const Input &delta, const Input &A, const Inpu
   p.final_state = final_state.data();
   p.checkpoints = data(checkpoints);
   nb::gil_scoped_release release;
-  kernels(chosen).scan_forward(p);
+  chosen_kernels().scan_forward(p);
 }
 
 void scan_backward(const Input &u, const Input &delta, const Input &A, const Input &B, const Input &C,
@@ -116,7 +112,7 @@ void scan_backward(const Input &u, const Input &delta, const Input &A, const Inp
   q.grad_bias = data(grad_bias);
   q.grad_initial_state = data(grad_initial_state);
   nb::gil_scoped_release release;
-  kernels(chosen).scan_backward(q);
+  chosen_kernels().scan_backward(q);
 }
 
 Convolution convolution_arguments(const Input &x, const Input &weight, const OptionalInput &bias,
@@ -143,7 +139,7 @@ void convolution(const Input &x, const Input &weight, const OptionalInput &bias,
   p.y = rows(y);
   p.final_state = final_state.data();
   nb::gil_scoped_release release;
-  kernels(chosen).convolution(p);
+  chosen_kernels().convolution(p);
 }
 
 void convolution_backward(const Input &x, const Input &weight, const OptionalInput &bias,
@@ -160,7 +156,37 @@ void convolution_backward(const Input &x, const Input &weight, const OptionalInp
   q.grad_bias = data(grad_bias);
   q.grad_initial_state = data(grad_initial_state);
   nb::gil_scoped_release release;
-  kernels(chosen).convolution_backward(q);
+  chosen_kernels().convolution_backward(q);
+}
+
+void linear_recurrence(const Input &v, const Input &k, const Input &q, const Input &log_decay, const Input &scale,
+                       const OptionalInput &own, const OptionalInput &D, const OptionalInput &z,
+                       const OptionalInput &initial_state, const std::vector<int64_t> &bounds, int64_t chunk,
+                       int threads, const Tensor &y, const Tensor &final_state, const OptionalTensor &kept) {
+  LinearRecurrence p{};
+  p.dtype = dtype_of(v);
+  p.sequences = sequences(v, bounds);
+  p.rank = int64_t(v.shape(2));
+  p.heads = int64_t(v.shape(3));
+  p.headdim = int64_t(v.shape(4));
+  p.groups = int64_t(k.shape(3));
+  p.state = int64_t(k.shape(4));
+  p.chunk = chunk;
+  p.v = rows(v);
+  p.k = rows(k);
+  p.q = rows(q);
+  p.z = rows(z);
+  p.y = rows(y);
+  p.log_decay = log_decay.data();
+  p.scale = scale.data();
+  p.own = data(own);
+  p.D = data(D);
+  p.initial_state = data(initial_state);
+  p.final_state = final_state.data();
+  p.kept = data(kept);
+  p.threads = threads;
+  nb::gil_scoped_release release;
+  chosen_kernels().linear_recurrence(p);
 }
 
 std::vector<std::string> instruction_sets() {
@@ -204,6 +230,10 @@ NB_MODULE(_native, m) {
   m.def("convolution_backward", convolution_backward, "x"_a, "weight"_a, "bias"_a.none(), "initial_state"_a.none(),
         "bounds"_a, "silu"_a, "threads"_a, "grad_y"_a, "grad_final_state"_a, "grad_x"_a, "grad_weight"_a,
         "grad_bias"_a.none(), "grad_initial_state"_a.none());
+  m.def("linear_recurrence", linear_recurrence, "v"_a, "k"_a, "q"_a, "log_decay"_a, "scale"_a, "own"_a.none(),
+        "D"_a.none(), "z"_a.none(), "initial_state"_a.none(), "bounds"_a, "chunk"_a, "threads"_a, "y"_a,
+        "final_state"_a, "kept"_a.none());
+  bind_stack(m);
 }
 
 }  // namespace mambakit

@@ -17,8 +17,12 @@ namespace mambakit {
   void scan_backward(const ScanBackward &);               \
   void convolution(const Convolution &);                  \
   void convolution_backward(const ConvolutionBackward &); \
+  void linear_recurrence(const LinearRecurrence &);       \
+  void step(const StackStep &);                           \
   }
-#define MAMBAKIT_TABLE(isa) {isa::scan_forward, isa::scan_backward, isa::convolution, isa::convolution_backward}
+#define MAMBAKIT_TABLE(isa) \
+  {isa::scan_forward,         isa::scan_backward,     isa::convolution, \
+   isa::convolution_backward, isa::linear_recurrence, isa::step}
 
 namespace {
 struct InstructionSet {

@@ -7,10 +7,10 @@ namespace mambakit {
 
 enum class Dtype { float32, float64, bfloat16, float16 };
 
-// A tensor (batch, length, [groups,] channels) whose last axis is contiguous; strides count elements.
+// A tensor (batch, length, [[rank,] groups,] channels) whose last axis is contiguous; strides count elements.
 struct Rows {
   void *data = nullptr;
-  int64_t batch_stride = 0, time_stride = 0, group_stride = 0;
+  int64_t batch_stride = 0, time_stride = 0, group_stride = 0, rank_stride = 0;
 };
 
 // Which rows belong to which sequence: the batch's, or with `bounds` (sequences + 1 offsets) those of a pack.
@@ -67,11 +67,29 @@ struct ConvolutionBackward {
   void *grad_weight, *grad_bias, *grad_initial_state;
 };
 
+// The recurrence of Mamba-2 and Mamba-3. v, k, q, z and y are of `dtype`; log_decay, scale and own
+// (batch, length, heads), D (heads, headdim) and the states (sequences or slots, heads, headdim, state) are float (double
+// for float64). Null where absent: own is then
+// scale. z needs rank 1.
+struct LinearRecurrence {
+  Dtype dtype;
+  Sequences sequences;
+  int64_t rank, heads, headdim, groups, state, chunk;
+  Rows v, k, q, z, y;
+  const void *log_decay, *scale, *own, *D, *initial_state;
+  void *final_state, *kept;
+  int threads;
+};
+
+struct StackStep;  // step.hpp
+
 struct KernelTable {
   void (*scan_forward)(const ScanForward &);
   void (*scan_backward)(const ScanBackward &);
   void (*convolution)(const Convolution &);
   void (*convolution_backward)(const ConvolutionBackward &);
+  void (*linear_recurrence)(const LinearRecurrence &);
+  void (*step)(const StackStep &);
 };
 
 // The names of the instruction sets compiled in that this processor runs, best first, and the kernels of each.

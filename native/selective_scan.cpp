@@ -92,6 +92,7 @@ void forward_block(const ScanForward &p, int64_t s, const Block &block, S *memor
   S *h = memory + BlockParameters<S>::size(N), *B = h + N * K, *C = B + N, *dt = C + N, *u = dt + K, *z = u + K;
   parameters.read(p, block);
   read_states(p.initial_state, s, p, block, h);
+  const S *A2 = parameters.A2;
 
   for (int64_t t = 0; t < size; ++t) {
     if (p.checkpoints && t % p.chunk == 0)
@@ -109,7 +110,7 @@ void forward_block(const ScanForward &p, int64_t s, const Block &block, S *memor
       const Vec<S> x = load(u + v), input = step * x;
       Vec<S> y = load(parameters.D + v) * x;
       for (int64_t n = 0; n < N; ++n) {
-        const Vec<S> decay = exp2(step * load(parameters.A2 + n * K + v));
+        const Vec<S> decay = exp2(step * load(A2 + n * K + v));
         const Vec<S> state = decay * load(h + n * K + v) + input * fill(B[n]);
         store(h + n * K + v, state);
         y = y + state * fill(C[n]);

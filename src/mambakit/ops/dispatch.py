@@ -1,0 +1,93 @@
+"""Which backend serves an operation.
+
+| backend   | what it is                                                   | serves                          |
+|-----------|--------------------------------------------------------------|---------------------------------|
+| cpu       | the compiled extension `mambakit._native` (C++17, threaded)  | tensors on the CPU              |
+| portable  | chunked PyTorch                                              | any device                      |
+| reference | the definition, one step after another, in plain PyTorch     | any device, when asked for      |
+
+`backend=` of an operation comes first, then the environment variable `MAMBAKIT_BACKEND`, then the fastest backend that
+serves the device. A backend that was asked for by name and can't serve is an error, never a silent substitution.
+
+Not every operation has a kernel on every backend: `serving` of `choose` names those that it has, fastest first.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Sequence
+
+import torch
+
+from mambakit.ops import cpu
+
+BACKENDS = ("cpu", "portable", "reference")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def refusal(backend: str, device: torch.device) -> str | None:
+    """Why `backend` can't serve tensors on `device`; None when it can."""
+    if backend == "cpu":
+        if device.type != "cpu":
+            return f"it works on the CPU and the tensors are on {device}"
+        if not cpu.AVAILABLE:
+            return f"the compiled extension is missing ({cpu.WHY_MISSING})"
+    return None
+
+
+def choose(device: torch.device, requested: str | None = None, serving: Sequence[str] = BACKENDS) -> str:
+    """The name of the backend, one of `serving`, that will serve tensors on `device`.
+
+    Raises ValueError when the backend asked for by name is unknown or can't serve.
+    """
+    asked = requested or os.environ.get("MAMBAKIT_BACKEND") or None
+    if asked is None:
+        if "cpu" in serving and device.type == "cpu" and not cpu.AVAILABLE:
+            _warn_once_that_the_extension_is_missing()
+        return next(name for name in serving if refusal(name, device) is None)
+    source = "backend" if requested else "MAMBAKIT_BACKEND"
+    if asked not in BACKENDS:
+        raise ValueError(f"{source}={asked!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+    reason = refusal(asked, device) if asked in serving else f"this operation runs on {', '.join(serving)}"
+    if reason is not None:
+        raise ValueError(f"{source}={asked!r} can't serve: {reason}")
+    return asked
+
+
+def check_dtype(**tensors: torch.Tensor | None) -> None:
+    """Raise TypeError for a tensor that is not of a supported floating dtype."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in _FLOATS:
+            raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
+
+
+def check_shape(name: str, tensor: torch.Tensor | None, expected: tuple[int, ...], spelled: str) -> None:
+    """Raise ValueError unless `tensor` (if there is one) has the `expected` shape, which `spelled` puts in letters."""
+    if tensor is not None and tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} must have shape {spelled} = {expected}, got {tuple(tensor.shape)}")
+
+
+def accumulation_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
+    """float64 where any input is float64, else float32: the dtype of states, of A, and of every sum."""
+    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def common_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
+    """The dtype to which all of the tensors promote."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors if tensor is not None))
+
+
+def cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """`tensor` in `dtype`; None stays None."""
+    return None if tensor is None else tensor.to(dtype)
+
+
+@functools.cache
+def _warn_once_that_the_extension_is_missing() -> None:
+    warnings.warn(
+        f"mambakit runs on its slower portable backend: {cpu.WHY_MISSING}. Install a C++ compiler and reinstall "
+        "mambakit; `mambakit doctor` shows the state.",
+        RuntimeWarning,
+        stacklevel=4,
+    )

@@ -1,0 +1,151 @@
+"""Turns an operation on a NamedTuple of inputs into a torch operator with a fake form and a backward.
+
+An operation is a NamedTuple of its inputs, a function that allocates its outputs, and one module for each backend with
+
+    forward(inputs, y, final_state, *kept)          fills its outputs
+    backward(inputs, kept, grad_y, grad_final_state, grads)    fills `grads`, the inputs' NamedTuple with a tensor for
+                                                    every differentiable input that was given and None elsewhere
+
+where `kept` is what the forward leaves for the backward. `register` makes of these the torch operators
+`mambakit::<name>` and `mambakit::<name>_backward`, so that torch.compile and torch.export see the operation whole.
+"""
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
+
+_NOT_DIFFERENTIABLE = {"cu_seqlens"}
+_SCALARS = {bool: "bool", int: "SymInt", float: "float", str: "str"}
+
+
+def register(
+    name: str,
+    inputs_type: type[Inputs],
+    outputs: Callable[[Inputs, bool], tuple[Tensor, ...]],
+    backends: Mapping[str, Any],
+    kept: int = 0,
+) -> Callable[[Inputs, str], tuple[Tensor, Tensor]]:
+    """Register the operation and return the function `(inputs, backend) -> (y, final_state)` that runs it.
+
+    Args:
+        name: of the operator, in the namespace `mambakit`.
+        inputs_type: a NamedTuple of tensors, optional tensors and scalars.
+        outputs: `(inputs, keep) -> (y, final_state, *kept)`, allocated and not filled; without `keep` the kept
+            tensors are empty along their first axis.
+        backends: a module with `forward` and `backward` under each name.
+        kept: how many tensors are kept.
+    """
+    make: Callable[..., Inputs] = inputs_type
+    hints = get_type_hints(inputs_type)
+    count = len(hints)
+    differentiable = [field for field, hint in hints.items() if _is_tensor(hint) and field not in _NOT_DIFFERENTIABLE]
+    arguments = ", ".join(f"{_schema_type(hint)} {field}" for field, hint in hints.items())
+    kept_arguments = "".join(f", Tensor kept_{i}" for i in range(kept))
+
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        inputs, keep, backend = make(*args[:count]), args[count], args[count + 1]
+        result = outputs(inputs, keep)
+        with _as_given(result[0]):
+            backends[backend].forward(inputs, *result)
+        return result
+
+    def fake_forward(*args: Any) -> tuple[Tensor, ...]:
+        return outputs(make(*args[:count]), args[count])
+
+    def gradients(inputs: Any) -> Any:
+        """The inputs' NamedTuple with an unfilled tensor for every differentiable input that was given."""
+        return make(
+            *(_like(value) if field in differentiable else None for field, value in zip(hints, inputs, strict=True))
+        )
+
+    def flat(grads: Any) -> tuple[Tensor, ...]:
+        # An operator's results can't be None: an empty tensor stands for the gradient of an absent input.
+        found = (getattr(grads, field) for field in differentiable)
+        return tuple(torch.empty(0) if grad is None else grad for grad in found)
+
+    def backward(*args: Any) -> tuple[Tensor, ...]:
+        inputs, backend = make(*args[:count]), args[count]
+        kept_tensors, (grad_y, grad_final_state) = args[count + 1 : -2], args[-2:]
+        grads = gradients(inputs)
+        with _as_given(grad_y):
+            backends[backend].backward(inputs, kept_tensors, grad_y, grad_final_state, grads)
+        return flat(grads)
+
+    def fake_backward(*args: Any) -> tuple[Tensor, ...]:
+        return flat(gradients(make(*args[:count])))
+
+    forward_op = torch.library.custom_op(
+        f"mambakit::{name}",
+        forward,
+        mutates_args=(),
+        schema=f"({arguments}, bool keep, str backend) -> ({', '.join(['Tensor'] * (2 + kept))})",
+    )
+    forward_op.register_fake(fake_forward)
+    backward_op = torch.library.custom_op(
+        f"mambakit::{name}_backward",
+        backward,
+        mutates_args=(),
+        schema=f"({arguments}, str backend{kept_arguments}, Tensor grad_y, Tensor grad_final_state) -> "
+        f"({', '.join(['Tensor'] * len(differentiable))})",
+    )
+    backward_op.register_fake(fake_backward)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        values, keep, backend = inputs[:count], inputs[count], inputs[count + 1]
+        if not keep:
+            raise RuntimeError(f"mambakit::{name} was called with keep=False on inputs that require a gradient")
+        tensors = [value if _is_tensor(hint) else None for value, hint in zip(values, hints.values(), strict=True)]
+        ctx.save_for_backward(*tensors, *output[2:])
+        ctx.scalars = [None if _is_tensor(hint) else value for value, hint in zip(values, hints.values(), strict=True)]
+        ctx.backend = backend
+        ctx.set_materialize_grads(False)  # of what is kept, which is large and has no gradient
+
+    def autograd(
+        ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        values = [
+            tensor if _is_tensor(hint) else scalar
+            for tensor, scalar, hint in zip(saved[:count], ctx.scalars, hints.values(), strict=True)
+        ]
+        if grad_y is None or grad_final_state is None:
+            like = outputs(make(*values), False)
+            grad_y = torch.zeros_like(like[0]) if grad_y is None else grad_y
+            grad_final_state = torch.zeros_like(like[1]) if grad_final_state is None else grad_final_state
+        found = backward_op(*values, ctx.backend, *saved[count:], grad_y, grad_final_state)
+        named = dict(zip(differentiable, found, strict=True))
+        grads = [None if value is None else named.get(field) for field, value in zip(hints, values, strict=True)]
+        return (*grads, None, None)
+
+    forward_op.register_autograd(autograd, setup_context=setup_context)
+
+    def run(inputs: Inputs, backend: str) -> tuple[Tensor, Tensor]:
+        keep = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+        y, final_state, *_ = forward_op(*inputs, keep, backend)
+        return y, final_state
+
+    return run
+
+
+def _as_given(tensor: Tensor) -> torch.autocast:
+    """Without autocast, which would take a backend's float32 sums in half precision."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _is_tensor(hint: Any) -> bool:
+    return hint is Tensor or (get_origin(hint) in (Union, types.UnionType) and Tensor in get_args(hint))
+
+
+def _schema_type(hint: Any) -> str:
+    if hint is Tensor:
+        return "Tensor"
+    return "Tensor?" if _is_tensor(hint) else _SCALARS[hint]
+
+
+def _like(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)

@@ -1,0 +1,75 @@
+"""The root-mean-square norm, plain and gated: the gated one stands between the scan and the out-projection of Mamba-2.
+
+    rms_norm(x)          = weight x / sqrt(mean(x^2) + eps), the mean over each group of channels
+    gated_rms_norm(x, z) = rms_norm(x silu(z)), or rms_norm(x) silu(z) with norm_before_gate
+
+Sums are in float32 (float64 for float64) whatever the dtype of x.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mambakit.ops import dispatch
+from mambakit.ops.portable.rms_norm import rms_norm as portable
+from mambakit.ops.reference.rms_norm import rms_norm as reference
+
+_KERNELS = {"portable": portable, "reference": reference}
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-5, groups: int = 1, backend: str | None = None) -> Tensor:
+    """Divide x by the root of its mean square; differentiable in both tensors.
+
+    Args:
+        x: (..., dim).
+        weight: (dim,).
+        eps: added to the mean square.
+        groups: how many groups of neighbouring channels have a mean of their own; it divides dim.
+        backend: "portable" or "reference"; None picks the fastest for the device.
+
+    Returns:
+        y (..., dim) in the dtype of x.
+
+    Raises:
+        ValueError: a shape, a number of groups or a backend that does not fit; TypeError: a dtype that is not floating.
+
+    >>> rms_norm(torch.tensor([3.0, 4.0]), torch.ones(2), eps=0.0)
+    tensor([0.8485, 1.1314])
+    """
+    _check(x, weight, None, groups)
+    wide = dispatch.accumulation_dtype(x, weight)
+    kernel = _KERNELS[dispatch.choose(x.device, backend, tuple(_KERNELS))]
+    return kernel(x.to(wide), weight.to(wide), eps, groups).to(x.dtype)
+
+
+def gated_rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor,
+    *,
+    eps: float = 1e-5,
+    groups: int = 1,
+    norm_before_gate: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """`rms_norm` of x gated by z (..., dim), which opens the gate before the norm or after it.
+
+    The other arguments, what is returned and what is raised are as in `rms_norm`.
+    """
+    _check(x, weight, z, groups)
+    wide = dispatch.accumulation_dtype(x, weight, z)
+    kernel = _KERNELS[dispatch.choose(x.device, backend, tuple(_KERNELS))]
+    rows, gate, weight = x.to(wide), F.silu(z.to(wide)), weight.to(wide)
+    if norm_before_gate:
+        return (kernel(rows, weight, eps, groups) * gate).to(x.dtype)
+    return kernel(rows * gate, weight, eps, groups).to(x.dtype)
+
+
+def _check(x: Tensor, weight: Tensor, z: Tensor | None, groups: int) -> None:
+    dispatch.check_dtype(x=x, weight=weight, z=z)
+    if x.dim() == 0:
+        raise ValueError("x must have shape (..., dim), got a scalar")
+    dim = x.shape[-1]
+    if groups < 1 or dim % groups != 0:
+        raise ValueError(f"groups must divide dim: got {groups} groups for dim {dim}")
+    dispatch.check_shape("weight", weight, (dim,), "(dim,)")
+    dispatch.check_shape("z", z, tuple(x.shape), "(..., dim)")

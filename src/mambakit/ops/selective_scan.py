@@ -1,0 +1,162 @@
+"""The selective scan of Mamba-1 (arXiv 2312.00752, equation 2).
+
+    dt_t = softplus(delta_t + delta_bias)
+    h_t  = exp(dt_t A) h_{t-1} + dt_t B_t u_t
+    y_t  = (C_t h_t + D u_t) silu(z_t)
+
+`mambakit.ops.reference.selective_scan` is the definition. The other backends run the torch operator
+`mambakit::selective_scan`, whose backward recomputes the states of one chunk at a time from the state kept before
+every `CHUNK`-th step: memory is linear in the length, and no (batch, length, dim, state) tensor is ever kept.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambakit.ops import dispatch, operator
+from mambakit.ops.cpu import selective_scan as cpu
+from mambakit.ops.inputs import CHUNK, ScanInputs
+from mambakit.ops.packing import check_packing, sequence_count
+from mambakit.ops.portable import selective_scan as portable
+from mambakit.ops.reference.selective_scan import selective_scan as reference
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the selective scan; differentiable in every tensor, the states included.
+
+    Args:
+        u, delta, z: (batch, length, dim).
+        A: (dim, state); negative for a state that decays.
+        B, C: (batch, length, state), or (batch, length, groups, state) where `groups` divides `dim` and each group
+            serves `dim / groups` neighbouring channels.
+        D, delta_bias: (dim,).
+        delta_softplus: pass delta (its bias added) through softplus.
+        initial_state: (batch, dim, state); zero if None.
+        return_final_state: also return the state after the last step.
+        cu_seqlens: (sequences + 1,) integers from 0 to length: packed sequences. Batch is then 1, and states are
+            (sequences, dim, state).
+        backend: "cpu", "portable" or "reference"; None picks the fastest for the device.
+
+    Returns:
+        y (batch, length, dim) in the common dtype of u, delta, B, C and z; with `return_final_state`, (y, state) with
+        the state in float32 (float64 where any input is).
+
+    Raises:
+        ValueError: a shape, a backend or cu_seqlens that does not fit; TypeError: a dtype that is not floating.
+
+    >>> u, delta = torch.randn(2, 2, 100, 8).abs().unbind()
+    >>> A, B, C = -torch.rand(8, 4), torch.randn(2, 100, 4), torch.randn(2, 100, 4)
+    >>> y, state = selective_scan(u, delta, A, B, C, return_final_state=True)
+    >>> y.shape, state.shape
+    (torch.Size([2, 100, 8]), torch.Size([2, 8, 4]))
+    """
+    B, C = (t.unsqueeze(2) if t.dim() == 3 else t for t in (B, C))
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus)
+    _check(inputs)
+    inputs = _with_common_dtypes(inputs)
+    name = dispatch.choose(u.device, backend)
+    y, final_state = reference(inputs) if name == "reference" else _run(inputs, name)
+    return (y, final_state) if return_final_state else y
+
+
+def selective_scan_step(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    delta_softplus: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of `selective_scan` from `state` (batch, dim, state): returns (y, the next state).
+
+    u, delta, z and y are (batch, dim); B and C (batch, [groups,] state); the rest is as in `selective_scan`.
+    """
+    y, final_state = selective_scan(
+        u[:, None],
+        delta[:, None],
+        A,
+        B[:, None],
+        C[:, None],
+        D,
+        None if z is None else z[:, None],
+        delta_bias,
+        delta_softplus=delta_softplus,
+        initial_state=state,
+        return_final_state=True,
+        backend=backend,
+    )
+    return y[:, 0], final_state
+
+
+def _check(inputs: ScanInputs) -> None:
+    u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, _ = inputs
+    dispatch.check_dtype(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+    if u.dim() != 3:
+        raise ValueError(f"u must have shape (batch, length, dim), got {tuple(u.shape)}")
+    if A.dim() != 2:
+        raise ValueError(f"A must have shape (dim, state), got {tuple(A.shape)}")
+    if B.dim() != 4:
+        raise ValueError(f"B must have shape (batch, length, [groups,] state), got {tuple(B.shape)}")
+    batch, length, dim = u.shape
+    groups, state = B.shape[2], A.shape[1]
+    if groups == 0 or dim % groups != 0:
+        raise ValueError(f"the groups of B must divide dim: got {groups} groups for dim {dim}")
+    dispatch.check_shape("delta", delta, (batch, length, dim), "(batch, length, dim)")
+    dispatch.check_shape("z", z, (batch, length, dim), "(batch, length, dim)")
+    dispatch.check_shape("A", A, (dim, state), "(dim, state)")
+    dispatch.check_shape("B", B, (batch, length, groups, state), "(batch, length, groups, state)")
+    dispatch.check_shape("C", C, (batch, length, groups, state), "(batch, length, groups, state)")
+    dispatch.check_shape("D", D, (dim,), "(dim,)")
+    dispatch.check_shape("delta_bias", delta_bias, (dim,), "(dim,)")
+    check_packing(batch, cu_seqlens)
+    sequences = sequence_count(batch, cu_seqlens)
+    dispatch.check_shape("initial_state", initial_state, (sequences, dim, state), "(sequences, dim, state)")
+
+
+def _with_common_dtypes(inputs: ScanInputs) -> ScanInputs:
+    """Activations in one dtype; A, D, delta_bias and the state in the dtype of sums."""
+    wide = dispatch.accumulation_dtype(*inputs[:9])
+    narrow = dispatch.common_dtype(inputs.u, inputs.delta, inputs.B, inputs.C, inputs.z)
+    narrow = wide if wide == torch.float64 else narrow
+    activations: dict[str, Any] = {
+        name: dispatch.cast(getattr(inputs, name), narrow) for name in ("u", "delta", "B", "C", "z")
+    }
+    others: dict[str, Any] = {
+        name: dispatch.cast(getattr(inputs, name), wide) for name in ("A", "D", "delta_bias", "initial_state")
+    }
+    return inputs._replace(**activations, **others)
+
+
+def _outputs(inputs: ScanInputs, keep: bool) -> tuple[Tensor, ...]:
+    """y, the final state, and the states kept for the backward, (slots, state, dim)."""
+    u, A = inputs.u, inputs.A
+    batch, length, dim = u.shape
+    sequences = sequence_count(batch, inputs.cu_seqlens)
+    slots = batch * length // CHUNK + sequences if keep else 0
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    return y, A.new_empty(sequences, dim, A.shape[1]), A.new_empty(slots, A.shape[1], dim)
+
+
+_run = operator.register("selective_scan", ScanInputs, _outputs, backends={"cpu": cpu, "portable": portable}, kept=1)

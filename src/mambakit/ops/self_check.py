@@ -1,0 +1,92 @@
+"""A second's check that every backend of this machine gives what the reference gives."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mambakit.ops import dispatch
+from mambakit.ops.causal_conv1d import causal_conv1d
+from mambakit.ops.selective_scan import selective_scan
+
+BOUND = 1e-5  # ||got - reference|| / ||reference|| in float32
+
+
+@dataclass(frozen=True)
+class Check:
+    """One operation on one backend of one device."""
+
+    operation: str
+    backend: str
+    device: str
+    error: float  # the largest ratio of norms over outputs and gradients
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within what float32 allows; a NaN is not."""
+        return self.error <= 10 * BOUND
+
+
+def self_check() -> Iterator[Check]:
+    """Run each operation, forward and backward, on every backend that serves a device of this machine."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
+        for name in dispatch.BACKENDS:
+            if name == "reference" or dispatch.refusal(name, torch.device(device)) is not None:
+                continue
+            for operation, run in _OPERATIONS.items():
+                generator = torch.Generator().manual_seed(0)
+                got = run(name, device, generator)
+                expected = run("reference", device, generator.manual_seed(0))
+                worst = max(_error(a, b) for a, b in zip(got, expected, strict=True))
+                yield Check(operation, name, device, worst)
+
+
+def _error(got: Tensor, expected: Tensor) -> float:
+    ratio = ((got - expected).norm() / expected.norm()).item()
+    return ratio if ratio == ratio else float("inf")
+
+
+def _with_gradients(function: Callable[..., tuple[Tensor, Tensor]], leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    for leaf in leaves:
+        leaf.requires_grad_()
+    y, state = function(*leaves)
+    grads = torch.autograd.grad(y.sin().sum() + state.sin().sum(), leaves)
+    return y.detach(), state.detach(), *grads
+
+
+def _scan(backend: str, device: str, generator: torch.Generator) -> tuple[Tensor, ...]:
+    batch, length, dim, state = 2, 70, 20, 8
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    leaves = [
+        *(normal(batch, length, dim) for _ in range(2)),
+        -normal(dim, state).abs(),
+        *(normal(batch, length, 1, state) for _ in range(2)),
+        normal(dim),
+        normal(batch, length, dim),
+        normal(dim),
+    ]
+
+    def run(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        result = selective_scan(*leaves, delta_softplus=True, return_final_state=True, backend=backend)
+        return result[0], result[1]
+
+    return _with_gradients(run, leaves)
+
+
+def _convolution(backend: str, device: str, generator: torch.Generator) -> tuple[Tensor, ...]:
+    shapes = [(2, 70, 20), (20, 4), (20,)]
+    leaves = [torch.randn(*shape, generator=generator).to(device) for shape in shapes]
+
+    def run(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        result = causal_conv1d(*leaves, activation="silu", return_final_state=True, backend=backend)
+        return result[0], result[1]
+
+    return _with_gradients(run, leaves)
+
+
+_OPERATIONS = {"selective_scan": _scan, "causal_conv1d": _convolution}
