@@ -3,10 +3,12 @@
 //
 // It keeps a reference to every tensor, so that memory which is read in place can't be freed under it. Shapes, dtypes
 // and contiguity are the caller's duty, as in bindings.cpp.
+#include <chrono>
 #include <vector>
 
 #include "bindings.hpp"
 #include "step.hpp"
+#include "team.hpp"
 
 using namespace nb::literals;
 
@@ -101,18 +103,20 @@ class Stack {
     m.fc2 = make_linear(fc2, std::nullopt);
   }
 
-  void step(int threads) const {
+  void step(int threads) {
+    const int team = team_.size(weight_bytes_, threads);
     const StackStep p{size(x_, 0),
                       size(x_, 1),
                       layers_.data(),
                       int64_t(layers_.size()),
                       norm_,
-                      weight_bytes_,
                       static_cast<const float *>(x_.data()),
                       static_cast<float *>(y_.data()),
-                      threads};
+                      team};
     nb::gil_scoped_release release;
+    const auto start = std::chrono::steady_clock::now();
     chosen_kernels().step(p);
+    team_.took(std::chrono::steady_clock::now() - start, team);
   }
 
  private:
@@ -150,6 +154,7 @@ class Stack {
 
   Tensor x_, y_;
   int64_t weight_bytes_ = 0;
+  Team team_;
   Norm norm_;
   std::vector<LayerStep> layers_;
   std::vector<Input> kept_inputs_;

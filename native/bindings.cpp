@@ -17,6 +17,13 @@ namespace mambakit {
 
 namespace {
 int chosen = 0;
+
+// Waking a thread costs as much as some ten microseconds of work; `work` counts updates of a state or a tap.
+int useful_threads(int threads, int64_t work) {
+  constexpr int64_t worth_a_thread = 100000;
+  const int64_t useful = 1 + work / worth_a_thread;
+  return useful < threads ? int(useful) : threads;
+}
 }  // namespace
 
 const KernelTable &chosen_kernels() { return kernels(chosen); }
@@ -74,7 +81,7 @@ ScanForward scan_arguments(const Input &u, const Input &delta, const Input &A, c
   p.D = data(D);
   p.bias = data(bias);
   p.initial_state = data(initial_state);
-  p.threads = threads;
+  p.threads = useful_threads(threads, p.sequences.batch * p.sequences.length * p.dim * p.state);
   return p;
 }
 
@@ -128,7 +135,7 @@ Convolution convolution_arguments(const Input &x, const Input &weight, const Opt
   p.weight = weight.data();
   p.bias = data(bias);
   p.initial_state = data(initial_state);
-  p.threads = threads;
+  p.threads = useful_threads(threads, p.sequences.batch * p.sequences.length * p.channels * p.width);
   return p;
 }
 
@@ -184,7 +191,7 @@ void linear_recurrence(const Input &v, const Input &k, const Input &q, const Inp
   p.initial_state = data(initial_state);
   p.final_state = final_state.data();
   p.kept = data(kept);
-  p.threads = threads;
+  p.threads = useful_threads(threads, p.sequences.batch * p.sequences.length * p.heads * p.headdim * p.state);
   nb::gil_scoped_release release;
   chosen_kernels().linear_recurrence(p);
 }

@@ -71,6 +71,17 @@ MAMBAKIT_INLINE double narrow<double>(double x) {
   return x;
 }
 
+// Asks for a row ahead of its use. Rows of a block lie a whole step apart, which the processor's own prefetching of
+// streams does not follow; without this half of a scan's time is waiting.
+template <typename T>
+MAMBAKIT_INLINE void prefetch_row(const T *row, int count) {
+#if !defined(_MSC_VER) || defined(__clang__)
+  for (int i = 0; i < count; i += 64 / int(sizeof(T))) __builtin_prefetch(row + i);
+#else
+  (void)row, (void)count;
+#endif
+}
+
 // row[0..count) = widened source; row[count..size) = 0.
 template <typename T, typename S>
 MAMBAKIT_INLINE void read_row(const T *source, int count, int size, S *row) {

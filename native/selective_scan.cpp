@@ -5,6 +5,8 @@
 // to the first: it recomputes the states of one chunk, then sweeps that chunk backwards. Nothing of size
 // (length, dim, state) is kept. Sums over channels and sequences are made in an order that does not depend on the
 // number of threads, so results are equal bit for bit whatever that number is.
+#include <initializer_list>
+
 #include "kernels.hpp"
 #include "rows.hpp"
 #include "scratch.hpp"
@@ -15,6 +17,7 @@ namespace {
 
 template <typename S>
 constexpr int block_size = 4 * lanes<S>;  // channels of a task
+constexpr int64_t ahead = 8;              // steps between asking for a row and using it
 
 template <typename T>
 const T *row_of(const Rows &rows, int64_t entry, int64_t time) {
@@ -23,6 +26,14 @@ const T *row_of(const Rows &rows, int64_t entry, int64_t time) {
 template <typename T>
 T *writable_row_of(const Rows &rows, int64_t entry, int64_t time) {
   return static_cast<T *>(rows.data) + entry * rows.batch_stride + time * rows.time_stride;
+}
+
+// Asks for the rows of a block that step `time` will use.
+template <typename T>
+MAMBAKIT_INLINE void prefetch(std::initializer_list<const Rows *> inputs, int64_t entry, int64_t time, int64_t first,
+                              int count) {
+  for (const Rows *rows : inputs)
+    if (rows->data) prefetch_row(row_of<T>(*rows, entry, time) + first, count);
 }
 
 // The channels [first, first + count) of one group.
@@ -86,7 +97,7 @@ S *checkpoint(const ScanForward &p, int64_t slot, int64_t n, const Block &block)
 
 template <typename T, typename S>
 void forward_block(const ScanForward &p, int64_t s, const Block &block, S *memory) {
-  constexpr int K = block_size<S>;
+  constexpr int K = block_size<S>, V = lanes<S>, vectors = K / V;
   const int64_t N = p.state, entry = p.sequences.entry(s), start = p.sequences.start(s), size = p.sequences.size(s);
   BlockParameters<S> parameters(memory, N);
   S *h = memory + BlockParameters<S>::size(N), *B = h + N * K, *C = B + N, *dt = C + N, *u = dt + K, *z = u + K;
@@ -98,28 +109,37 @@ void forward_block(const ScanForward &p, int64_t s, const Block &block, S *memor
     if (p.checkpoints && t % p.chunk == 0)
       for (int64_t n = 0; n < N; ++n)
         write_row(h + n * K, block.count, checkpoint<S>(p, p.sequences.slot(s, p.chunk) + t / p.chunk, n, block));
+    if (t + ahead < size)
+      prefetch<T>({&p.u, &p.delta, &p.z, &p.out}, entry, start + t + ahead, block.first, block.count);
     read_row(row_of<T>(p.u, entry, start + t) + block.first, block.count, K, u);
     read_row(row_of<T>(p.delta, entry, start + t) + block.first, block.count, K, dt);
     if (p.z.data) read_row(row_of<T>(p.z, entry, start + t) + block.first, block.count, K, z);
     read_row(row_of<T>(p.B, entry, start + t) + block.group * p.B.group_stride, int(N), int(N), B);
     read_row(row_of<T>(p.C, entry, start + t) + block.group * p.C.group_stride, int(N), int(N), C);
 
-    for (int v = 0; v < K; v += lanes<S>) {
-      Vec<S> step = load(dt + v) + load(parameters.bias + v);
-      if (p.softplus) step = softplus<S>(step);
-      const Vec<S> x = load(u + v), input = step * x;
-      Vec<S> y = load(parameters.D + v) * x;
-      for (int64_t n = 0; n < N; ++n) {
-        const Vec<S> decay = exp2(step * load(A2 + n * K + v));
-        const Vec<S> state = decay * load(h + n * K + v) + input * fill(B[n]);
-        store(h + n * K + v, state);
-        y = y + state * fill(C[n]);
+    Vec<S> step[vectors], input[vectors], y[vectors];
+    for (int i = 0; i < vectors; ++i) {
+      step[i] = load(dt + i * V) + load(parameters.bias + i * V);
+      if (p.softplus) step[i] = softplus<S>(step[i]);
+      const Vec<S> x = load(u + i * V);
+      input[i] = step[i] * x;
+      y[i] = load(parameters.D + i * V) * x;
+    }
+    for (int64_t n = 0; n < N; ++n) {
+      const Vec<S> B_n = fill(B[n]), C_n = fill(C[n]);
+      for (int i = 0; i < vectors; ++i) {
+        const int64_t at = n * K + i * V;
+        const Vec<S> state = exp2(step[i] * load(A2 + at)) * load(h + at) + input[i] * B_n;
+        store(h + at, state);
+        y[i] = y[i] + state * C_n;
       }
+    }
+    for (int i = 0; i < vectors; ++i) {
       if (p.z.data) {
-        const Vec<S> gate = load(z + v);
-        y = y * gate * sigmoid<S>(gate);
+        const Vec<S> gate = load(z + i * V);
+        y[i] = y[i] * gate * sigmoid<S>(gate);
       }
-      store(u + v, y);
+      store(u + i * V, y[i]);
     }
     write_row(u, block.count, writable_row_of<T>(p.out, entry, start + t) + block.first);
   }
@@ -134,7 +154,8 @@ void forward(const ScanForward &p) {
   Scratch<S> scratch(p.threads, task_memory);
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic)
   for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t s = task / (p.groups * blocks), group = task / blocks % p.groups, offset = task % blocks * block_size<S>;
+    const int64_t s = task / (p.groups * blocks), group = task / blocks % p.groups;
+    const int64_t offset = task % blocks * block_size<S>;
     const int64_t left = group_dim - offset;
     const Block block{group, group * group_dim + offset, int(left < block_size<S> ? left : block_size<S>)};
     forward_block<T, S>(p, s, block, scratch.mine());
@@ -187,16 +208,20 @@ struct BackwardMemory {
 template <typename T, typename S>
 void recompute_chunk(const ScanBackward &q, int64_t s, const Block &block, int64_t first, int64_t steps,
                      BackwardMemory<S> &m) {
-  constexpr int K = block_size<S>;
+  constexpr int K = block_size<S>, V = lanes<S>, vectors = K / V;
   const ScanForward &p = q.forward;
+  const S *A2 = m.parameters.A2;
   const int64_t N = p.state, entry = p.sequences.entry(s), start = p.sequences.start(s) + first;
   const int64_t slot = p.sequences.slot(s, p.chunk) + first / p.chunk;
   for (int64_t n = 0; n < N; ++n) read_row(checkpoint<S>(p, slot, n, block), block.count, K, m.states + n * K);
 
   for (int64_t t = 0; t < steps; ++t) {
-    S *u = m.u + t * K, *dt = m.dt + t * K, *dy = m.dy + t * K, *slope = m.slope + t * K, *B = m.B + t * N, *C = m.C + t * N;
+    S *u = m.u + t * K, *dt = m.dt + t * K, *dy = m.dy + t * K, *slope = m.slope + t * K;
+    S *B = m.B + t * N, *C = m.C + t * N;
     const S *before = m.states + t * N * K;
     S *after = m.states + (t + 1) * N * K, *decay = m.decays + t * N * K;
+    if (t + ahead < steps)
+      prefetch<T>({&p.u, &p.delta, &p.z, &q.grad_out, &q.grad_z}, entry, start + t + ahead, block.first, block.count);
     read_row(row_of<T>(p.u, entry, start + t) + block.first, block.count, K, u);
     read_row(row_of<T>(p.delta, entry, start + t) + block.first, block.count, K, dt);
     read_row(row_of<T>(q.grad_out, entry, start + t) + block.first, block.count, K, dy);
@@ -204,29 +229,39 @@ void recompute_chunk(const ScanBackward &q, int64_t s, const Block &block, int64
     read_row(row_of<T>(p.B, entry, start + t) + block.group * p.B.group_stride, int(N), int(N), B);
     read_row(row_of<T>(p.C, entry, start + t) + block.group * p.C.group_stride, int(N), int(N), C);
 
-    for (int v = 0; v < K; v += lanes<S>) {
-      Vec<S> step = load(dt + v) + load(m.parameters.bias + v), derivative = fill(S(1));
+    Vec<S> step[vectors], input[vectors], y[vectors];
+    for (int i = 0; i < vectors; ++i) {
+      const int v = i * V;
+      step[i] = load(dt + v) + load(m.parameters.bias + v);
+      Vec<S> derivative = fill(S(1));
       if (p.softplus) {
-        derivative = sigmoid<S>(step);
-        step = softplus<S>(step);
+        derivative = sigmoid<S>(step[i]);
+        step[i] = softplus<S>(step[i]);
       }
       store(slope + v, derivative);
-      store(dt + v, step);
-      const Vec<S> x = load(u + v), input = step * x;
-      Vec<S> y = load(m.parameters.D + v) * x;
-      for (int64_t n = 0; n < N; ++n) {
-        const Vec<S> a = exp2(step * load(m.parameters.A2 + n * K + v));
-        const Vec<S> state = a * load(before + n * K + v) + input * fill(B[n]);
-        store(decay + n * K + v, a);
-        store(after + n * K + v, state);
-        y = y + state * fill(C[n]);
-      }
-      if (p.z.data) {
-        const Vec<S> gate = load(m.row + v), on = sigmoid<S>(gate), grad = load(dy + v);
-        store(dy + v, grad * gate * on);
-        store(m.row + v, grad * y * on * (fill(S(1)) + gate * (fill(S(1)) - on)));
+      store(dt + v, step[i]);
+      const Vec<S> x = load(u + v);
+      input[i] = step[i] * x;
+      y[i] = load(m.parameters.D + v) * x;
+    }
+    for (int64_t n = 0; n < N; ++n) {
+      const Vec<S> B_n = fill(B[n]), C_n = fill(C[n]);
+      for (int i = 0; i < vectors; ++i) {
+        const int64_t at = n * K + i * V;
+        const Vec<S> a = exp2(step[i] * load(A2 + at));
+        const Vec<S> state = a * load(before + at) + input[i] * B_n;
+        store(decay + at, a);
+        store(after + at, state);
+        y[i] = y[i] + state * C_n;
       }
     }
+    if (p.z.data)
+      for (int i = 0; i < vectors; ++i) {
+        const int v = i * V;
+        const Vec<S> gate = load(m.row + v), on = sigmoid<S>(gate), grad = load(dy + v);
+        store(dy + v, grad * gate * on);
+        store(m.row + v, grad * y[i] * on * (fill(S(1)) + gate * (fill(S(1)) - on)));
+      }
     if (p.z.data) write_row(m.row, block.count, writable_row_of<T>(q.grad_z, entry, start + t) + block.first);
   }
 }
@@ -241,6 +276,7 @@ void sweep_chunk(const ScanBackward &q, int64_t s, const Block &block, int64_t f
   const int64_t N = p.state, entry = p.sequences.entry(s), start = p.sequences.start(s) + first;
   const int64_t shared_row = entry * p.sequences.length + start;  // entry is 0 in a pack
   for (int64_t t = steps - 1; t >= 0; --t) {
+    if (t >= ahead) prefetch<T>({&q.grad_u, &q.grad_delta}, entry, start + t - ahead, block.first, block.count);
     const S *before = m.states + t * N * K, *after = before + N * K, *decay = m.decays + t * N * K;
     const S *B = m.B + t * N, *C = m.C + t * N;
     S *row_B = grad_B + ((shared_row + t) * p.groups + block.group) * N;
@@ -355,7 +391,7 @@ void backward(const ScanBackward &q) {
   const int64_t sequences = p.sequences.count, rows = p.sequences.batch * p.sequences.length;
   const int64_t group_dim = p.dim / p.groups, blocks = ceil_divide(group_dim, block_size<S>);
   // Enough tasks to keep many threads busy, few enough that their partial sums stay small.
-  constexpr int64_t wanted = 32;
+  constexpr int64_t wanted = 16;
   const int64_t ranges = sequences < wanted / 2 ? (sequences > 0 ? sequences : 1) : wanted / 2;
   const int64_t asked = ceil_divide(wanted, ranges * p.groups), slices = blocks < asked ? blocks : asked;
   const int64_t tasks = ranges * p.groups * slices;

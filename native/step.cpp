@@ -11,14 +11,6 @@ namespace mambakit {
 namespace MAMBAKIT_ISA {
 namespace {
 
-// Reading this much takes a thread longer than the barriers that another thread would cost.
-constexpr int64_t bytes_of_a_thread = 2 << 20;
-
-int team_size(const StackStep &p) {
-  const int64_t enough = p.weight_bytes / bytes_of_a_thread;
-  return enough < 1 ? 1 : enough < p.threads ? int(enough) : p.threads;
-}
-
 void advance_layer(const LayerStep &layer, const Work &work) {
   for (int64_t b = 0; b < work.batch; ++b) {
     const float *hidden = work.hidden + b * work.d_model;
@@ -61,15 +53,39 @@ WorkSizes sizes_of_stack(const StackStep &p) {
   return most;
 }
 
+// `width` taps, or as many as there are where that is 0: one width known beforehand lets the compiler shuffle its weights.
+template <int width>
+void convolve_by(const Taps &taps, Range channels, int64_t batch, float *x, int64_t stride) {
+  constexpr int V = lanes<float>;
+  const int64_t W = width ? width : taps.width, kept = W - 1;
+  for (int64_t c = channels.first; c < channels.last; c += V) {
+    const int64_t left = channels.last - c, count = left < V ? left : V;
+    for (int64_t b = 0; b < batch; ++b) {
+      float *state = taps.state + b * kept * taps.channels + c, *present = x + b * stride + c;
+      Vec<float> sum = taps.bias.data ? load_values(taps.bias, c, left) : fill(0.0f);
+      for (int64_t k = 0; k < W; ++k) {
+        float weight[V] = {};
+        if (taps.weight.dtype == Dtype::float32 && count == V)
+          for (int i = 0; i < V; ++i) weight[i] = static_cast<const float *>(taps.weight.data)[(c + i) * W + k];
+        else
+          for (int i = 0; i < count; ++i) weight[i] = value(taps.weight, (c + i) * W + k);
+        const Vec<float> input = load_some(k < kept ? state + k * taps.channels : present, left);
+        sum = sum + load(weight) * input;
+        if (k > 0) store_some(state + (k - 1) * taps.channels, input, left);
+      }
+      store_some(present, silu(sum), left);
+    }
+  }
+}
+
 }  // namespace
 
 void step(const StackStep &p) {
   const WorkSizes sizes = sizes_of_stack(p);
-  const int threads = team_size(p);
   Scratch<float> projected(1, sizes.projected), inner(1, sizes.inner), shared(1, sizes.shared);
-  Scratch<float> input(threads, sizes.input), own(threads, sizes.own);
+  Scratch<float> input(p.threads, sizes.input), own(p.threads, sizes.own);
   std::memcpy(p.y, p.x, size_t(p.batch * p.d_model) * sizeof(float));
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(p.threads)
   {
     Work work{p.batch,           p.d_model,     0,              1,           p.y,
               projected.part(0), inner.part(0), shared.part(0), input.mine(), own.mine()};
@@ -87,23 +103,8 @@ void step(const StackStep &p) {
 }
 
 void convolve(const Taps &taps, Range channels, int64_t batch, float *x, int64_t stride) {
-  constexpr int V = lanes<float>;
-  const int64_t width = taps.width, kept = width - 1;
-  for (int64_t c = channels.first; c < channels.last; c += V) {
-    const int64_t left = channels.last - c;
-    for (int64_t b = 0; b < batch; ++b) {
-      float *state = taps.state + b * kept * taps.channels + c, *present = x + b * stride + c;
-      Vec<float> sum = taps.bias.data ? load_values(taps.bias, c, left) : fill(0.0f);
-      for (int64_t k = 0; k < width; ++k) {
-        float weight[V];
-        for (int i = 0; i < V; ++i) weight[i] = i < left ? value(taps.weight, (c + i) * width + k) : 0.0f;
-        const Vec<float> input = load_some(k < kept ? state + k * taps.channels : present, left);
-        sum = sum + load(weight) * input;
-        if (k > 0) store_some(state + (k - 1) * taps.channels, input, left);
-      }
-      store_some(present, silu(sum), left);
-    }
-  }
+  if (taps.width == 4) convolve_by<4>(taps, channels, batch, x, stride);
+  else convolve_by<0>(taps, channels, batch, x, stride);
 }
 
 void advance(const MlpStep &m, bool residual, const Work &work) {

@@ -82,7 +82,6 @@ struct StackStep {
   const LayerStep *layers;
   int64_t count;
   Norm norm;
-  int64_t weight_bytes;
   const float *x;
   float *y;
   int threads;

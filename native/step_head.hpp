@@ -13,20 +13,34 @@ struct OuterProducts {
   int64_t count, weight_stride, key_stride;
 };
 
-// R rows of a state h (rows, size): h = decay h + sum_j weight_j key_j^T.
+// A tile of R rows and C vectors of columns, `left` columns from its corner `h` on: h = decay h + sum_j weight_j key_j^T.
+template <int R, int C>
+MAMBAKIT_INLINE void advance_tile(float *h, int64_t size, int64_t left, float decay, const float *weights,
+                                  const float *keys, const OuterProducts &in) {
+  constexpr int V = lanes<float>;
+  Vec<float> state[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) state[r][c] = fill(decay) * load_some(h + r * size + c * V, left - c * V);
+  for (int64_t j = 0; j < in.count; ++j) {
+    Vec<float> key[C];
+    for (int c = 0; c < C; ++c) key[c] = load_some(keys + j * in.key_stride + c * V, left - c * V);
+    for (int r = 0; r < R; ++r) {
+      const Vec<float> weight = fill(weights[j * in.weight_stride + r]);
+      for (int c = 0; c < C; ++c) state[r][c] = state[r][c] + weight * key[c];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) store_some(h + r * size + c * V, state[r][c], left - c * V);
+}
+
 template <int R>
 MAMBAKIT_INLINE void advance_rows(float *h, int64_t row, int64_t size, float decay, const OuterProducts &in) {
-  for (int64_t n = 0; n < size; n += lanes<float>) {
-    const int64_t left = size - n;
-    Vec<float> state[R];
-    for (int r = 0; r < R; ++r) state[r] = fill(decay) * load_some(h + (row + r) * size + n, left);
-    for (int64_t j = 0; j < in.count; ++j) {
-      const Vec<float> key = load_some(in.keys + j * in.key_stride + n, left);
-      const float *weight = in.weights + j * in.weight_stride + row;
-      for (int r = 0; r < R; ++r) state[r] = state[r] + fill(weight[r]) * key;
-    }
-    for (int r = 0; r < R; ++r) store_some(h + (row + r) * size + n, state[r], left);
-  }
+  constexpr int V = lanes<float>;
+  const float *weights = in.weights + row;
+  h += row * size;
+  int64_t n = 0;
+  for (; n + 2 * V <= size; n += 2 * V) advance_tile<R, 2>(h + n, size, 2 * V, decay, weights, in.keys + n, in);
+  for (; n < size; n += V) advance_tile<R, 1>(h + n, size, size - n, decay, weights, in.keys + n, in);
 }
 
 // Advances a state h (rows, size) and reads it: y[q * rows + row] = h[row] . query_q.

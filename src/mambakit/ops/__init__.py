@@ -5,6 +5,7 @@ result; `mambakit.ops.dispatch` says which serves which device.
 """
 
 from mambakit.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
+from mambakit.ops.linear import linear
 from mambakit.ops.mamba3_inputs import Mamba3State
 from mambakit.ops.mamba3_scan import mamba3_scan, mamba3_step
 from mambakit.ops.rms_norm import gated_rms_norm, rms_norm
@@ -21,6 +22,7 @@ __all__ = [
     "Mamba3State",
     "causal_conv1d",
     "causal_conv1d_step",
+    "linear",
     "rms_norm",
     "gated_rms_norm",
 ]

@@ -1,0 +1,74 @@
+"""A mixer with its norm and residual, x + mixer(norm(x)), and if wanted an MLP with its own; sums kept in float32."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambakit.nn.linear import Linear
+
+
+class GatedMLP(nn.Module):
+    """fc2(y silu(gate)), where y and gate are the two halves of fc1(x); no biases.
+
+    Args:
+        d_model: width of the input and output.
+        d_intermediate: width of y and of the gate.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_intermediate: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.fc1 = Linear(d_model, 2 * d_intermediate, bias=False, device=device, dtype=dtype)
+        self.fc2 = Linear(d_intermediate, d_model, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, gate = self.fc1(x).chunk(2, dim=-1)  # (batch, length, d_intermediate) each
+        return self.fc2(y * F.silu(gate))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: `hidden, state = block(hidden, state)`.
+
+    Args:
+        mixer: a sequence layer, `y, state = mixer(x, state, cu_seqlens=...)`, x and y (batch, length, d_model).
+        d_model: its width.
+        d_intermediate: width of a gated MLP after the mixer, with a norm and a residual of its own; 0 for none.
+        norm_eps: added to the mean square in the RMS norms.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        mixer: nn.Module,
+        d_model: int,
+        *,
+        d_intermediate: int = 0,
+        norm_eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(d_model, eps=norm_eps, device=device, dtype=dtype)
+        self.mixer = mixer
+        self.norm2, self.mlp = None, None
+        if d_intermediate:
+            self.norm2 = nn.RMSNorm(d_model, eps=norm_eps, device=device, dtype=dtype)
+            self.mlp = GatedMLP(d_model, d_intermediate, device=device, dtype=dtype)
+
+    def forward(self, hidden: Tensor, state: Any = None, *, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Any]:
+        """hidden (batch, length, d_model); the sum that is returned is float32 at least."""
+        residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        y, state = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), state, cu_seqlens=cu_seqlens)
+        residual = residual + y
+        if self.norm2 is not None and self.mlp is not None:
+            residual = residual + self.mlp(self.norm2(residual.to(self.norm2.weight.dtype)))
+        return residual, state

@@ -1,0 +1,146 @@
+"""The Mamba-1 mixer (arXiv 2312.00752, figure 3 and algorithm 2).
+
+    x, z      = in_proj(hidden)
+    x         = silu(conv1d(x))
+    dt, B, C  = x_proj(x)
+    y         = selective_scan(x, dt_proj(dt), -exp(A_log), B, C, D, z)
+    output    = out_proj(y)
+
+Parameters have the names and shapes of the public checkpoints, and their initial values.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mambakit import ops
+from mambakit.nn.linear import Linear
+
+
+class MambaState(NamedTuple):
+    """What a Mamba mixer carries from one step to the next."""
+
+    conv: Tensor  # (batch, d_conv - 1, d_inner), the last inputs of the convolution, in its dtype
+    ssm: Tensor  # (batch, d_inner, d_state), float32 (float64 in a float64 model)
+
+
+class DeltaProjection(Linear):
+    """A linear layer whose bias the scan adds, in float32, so that a step of 1e-3 survives bfloat16 activations."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.linear(input, self.weight)
+
+
+class Mamba(nn.Module):
+    """Mamba-1: `y, state = mamba(x, state)`.
+
+    Args:
+        d_model: width of the input and output.
+        d_state: states of each channel.
+        d_conv: taps of the causal convolution.
+        expand: d_inner = expand * d_model channels inside.
+        dt_rank: width of the projection that makes the step; "auto" is ceil(d_model / 16).
+        dt_min, dt_max, dt_init_floor: initial steps are drawn log-uniformly between the first two, not below the third.
+        dt_scale: factor on the spread of dt_proj's initial weights.
+        conv_bias, bias: whether the convolution and the in- and out-projections have biases.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        *,
+        dt_rank: int | str = "auto",
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        dt_scale: float = 1.0,
+        conv_bias: bool = True,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(dt_rank, str) and dt_rank != "auto":
+            raise ValueError(f"dt_rank must be a number or 'auto', got {dt_rank!r}")
+        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
+        self.d_inner = int(expand * d_model)
+        self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.in_proj = Linear(d_model, 2 * self.d_inner, bias=bias, **made)
+        self.conv1d = nn.Conv1d(
+            self.d_inner,
+            self.d_inner,
+            d_conv,
+            groups=self.d_inner,
+            padding=d_conv - 1,
+            bias=conv_bias,
+            **made,
+        )
+        self.x_proj = Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **made)
+        self.dt_proj = DeltaProjection(self.dt_rank, self.d_inner, **made)
+        self.out_proj = Linear(self.d_inner, d_model, bias=bias, **made)
+
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        rates = torch.arange(1, d_state + 1, dtype=wide, device=device).repeat(self.d_inner, 1)
+        self.A_log = nn.Parameter(torch.log(rates))
+        self.D = nn.Parameter(torch.ones(self.d_inner, dtype=wide, device=device))
+        spread = self.dt_rank**-0.5 * dt_scale
+        nn.init.uniform_(self.dt_proj.weight, -spread, spread)
+        with torch.no_grad():
+            low, high = math.log(dt_min), math.log(dt_max)
+            dt = torch.exp(torch.rand(self.d_inner, device=device) * (high - low) + low).clamp(min=dt_init_floor)
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of which is dt
+        for parameter in (self.A_log, self.D, self.dt_proj.bias):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def forward(
+        self, x: Tensor, state: MambaState | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, MambaState]:
+        """Mix (batch, length, d_model) along its length.
+
+        Args:
+            x: (batch, length, d_model).
+            state: what an earlier call returned, to carry on from there; None starts afresh.
+            cu_seqlens: (sequences + 1,) for packed sequences; batch is then 1 and states are per sequence.
+
+        Returns:
+            y (batch, length, d_model) and the state after the last step.
+        """
+        conv, ssm = (None, None) if state is None else state
+        u, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, length, d_inner) each
+        u, conv = ops.causal_conv1d(
+            u,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            initial_state=conv,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        y, ssm = ops.selective_scan(
+            u,
+            self.dt_proj(dt),
+            -torch.exp(self.A_log),
+            B,
+            C,
+            self.D,
+            z,
+            self.dt_proj.bias,
+            delta_softplus=True,
+            initial_state=ssm,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        return self.out_proj(y), MambaState(conv, ssm)
+
+    def step(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
+        """One step: x and y are (batch, d_model)."""
+        y, state = self(x[:, None], state)
+        return y[:, 0], state

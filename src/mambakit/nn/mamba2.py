@@ -1,0 +1,201 @@
+"""The Mamba-2 mixer (arXiv 2405.21060, figure 6 and section 7).
+
+    z, xBC, dt = in_proj(hidden)
+    x, B, C    = silu(conv1d(xBC))
+    y          = ssd(x, softplus(dt + dt_bias), -exp(A_log), B, C, D)
+    output     = out_proj(norm(y silu(z)))
+
+Parameters have the names, shapes and order of the public checkpoints, and their initial values.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mambakit import ops
+from mambakit.nn.linear import Linear
+
+
+class Mamba2State(NamedTuple):
+    """What a Mamba-2 mixer carries from one step to the next."""
+
+    conv: Tensor  # (batch, d_conv - 1, d_inner + 2 n_groups d_state), the last inputs of the convolution, in its dtype
+    ssm: Tensor  # (batch, heads, headdim, d_state), float32 (float64 in a float64 model)
+
+
+class GatedRMSNorm(nn.Module):
+    """`ops.gated_rms_norm` with its weight: `y = norm(x, z)`.
+
+    Args:
+        dim: channels.
+        groups: groups of channels, each with a mean square of its own.
+        eps: added to the mean square.
+        norm_before_gate: whether the gate multiplies what was normalised, or is normalised with it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        groups: int = 1,
+        *,
+        eps: float = 1e-5,
+        norm_before_gate: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.groups, self.eps, self.norm_before_gate = groups, eps, norm_before_gate
+        self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return ops.gated_rms_norm(
+            x, self.weight, z, eps=self.eps, groups=self.groups, norm_before_gate=self.norm_before_gate
+        )
+
+
+class Mamba2(nn.Module):
+    """Mamba-2: `y, state = mamba(x, state)`.
+
+    Args:
+        d_model: width of the input and output.
+        d_state: states of each channel.
+        d_conv: taps of the causal convolution.
+        expand: d_inner = expand * d_model channels inside.
+        headdim: channels of a head, which decay together; it divides d_inner.
+        n_groups: groups of heads; those of a group share B and C, and in the norm a mean square.
+        A_init_range: initial decay rates are drawn uniformly from this interval.
+        dt_min, dt_max, dt_init_floor: initial steps are drawn log-uniformly between the first two, not below the third.
+        dt_limit: steps are clamped to this interval.
+        D_has_hdim: whether D is one number a channel and not one a head.
+        rmsnorm: whether a norm stands before the out-projection; without it the gate alone does.
+        norm_before_gate: whether the gate multiplies what was normalised, or is normalised with it.
+        norm_eps: added to the mean square in the norm.
+        chunk_size: steps that go into one matrix product, None for a good choice; the result is the same.
+        conv_bias, bias: whether the convolution and the in- and out-projections have biases.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 128,
+        d_conv: int = 4,
+        expand: int = 2,
+        headdim: int = 64,
+        n_groups: int = 1,
+        *,
+        A_init_range: tuple[float, float] = (1.0, 16.0),
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
+        D_has_hdim: bool = False,
+        rmsnorm: bool = True,
+        norm_before_gate: bool = False,
+        norm_eps: float = 1e-5,
+        chunk_size: int | None = None,
+        conv_bias: bool = True,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
+        self.headdim, self.n_groups, self.dt_limit, self.chunk_size = headdim, n_groups, dt_limit, chunk_size
+        self.d_inner = int(expand * d_model)
+        if self.d_inner % headdim != 0:
+            raise ValueError(f"headdim must divide expand * d_model = {self.d_inner}, got {headdim}")
+        self.heads = self.d_inner // headdim
+        if self.heads % n_groups != 0:
+            raise ValueError(f"n_groups must divide the number of heads {self.heads}, got {n_groups}")
+        if not 0 < A_init_range[0] <= A_init_range[1]:
+            raise ValueError(f"A_init_range must be an interval of positive numbers, got {A_init_range}")
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.d_xBC = self.d_inner + 2 * n_groups * d_state
+        self.in_proj = Linear(d_model, self.d_inner + self.d_xBC + self.heads, bias=bias, **made)
+        self.conv1d = nn.Conv1d(
+            self.d_xBC,
+            self.d_xBC,
+            d_conv,
+            groups=self.d_xBC,
+            padding=d_conv - 1,
+            bias=conv_bias,
+            **made,
+        )
+        self.norm = None
+        if rmsnorm:
+            self.norm = GatedRMSNorm(
+                self.d_inner,
+                n_groups,
+                eps=norm_eps,
+                norm_before_gate=norm_before_gate,
+                **made,
+            )
+        elif norm_before_gate:
+            raise ValueError("norm_before_gate needs a norm: rmsnorm=True")
+        self.out_proj = Linear(self.d_inner, d_model, bias=bias, **made)
+
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        low, high = math.log(dt_min), math.log(dt_max)
+        dt = torch.exp(torch.rand(self.heads, dtype=wide, device=device) * (high - low) + low).clamp(min=dt_init_floor)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of which is dt
+        self.A_log = nn.Parameter(torch.empty(self.heads, dtype=wide, device=device).uniform_(*A_init_range).log())
+        self.D = nn.Parameter(torch.ones(self.d_inner if D_has_hdim else self.heads, dtype=wide, device=device))
+        for parameter in (self.A_log, self.D, self.dt_bias):
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
+
+    def forward(
+        self, x: Tensor, state: Mamba2State | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, Mamba2State]:
+        """Mix (batch, length, d_model) along its length.
+
+        Args:
+            x: (batch, length, d_model).
+            state: what an earlier call returned, to carry on from there; None starts afresh.
+            cu_seqlens: (sequences + 1,) for packed sequences; batch is then 1 and states are per sequence.
+
+        Returns:
+            y (batch, length, d_model) and the state after the last step.
+        """
+        conv, ssm = (None, None) if state is None else state
+        z, xBC, dt = self.in_proj(x).split([self.d_inner, self.d_xBC, self.heads], dim=-1)
+        xBC, conv = ops.causal_conv1d(
+            xBC,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            initial_state=conv,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        shared = self.n_groups * self.d_state
+        u, B, C = xBC.split([self.d_inner, shared, shared], dim=-1)
+        u = u.unflatten(-1, (self.heads, self.headdim))  # (batch, length, heads, headdim)
+        B, C = (t.unflatten(-1, (self.n_groups, self.d_state)) for t in (B, C))  # (batch, length, groups, state)
+        y, ssm = ops.ssd(
+            u,
+            dt,
+            -torch.exp(self.A_log),
+            B,
+            C,
+            self.D if self.D.shape[0] == self.heads else self.D.unflatten(0, (self.heads, self.headdim)),
+            z.unflatten(-1, (self.heads, self.headdim)) if self.norm is None else None,
+            self.dt_bias,
+            dt_softplus=True,
+            dt_limit=self.dt_limit,
+            chunk_size=self.chunk_size,
+            initial_state=ssm,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        y = y.flatten(-2)  # (batch, length, d_inner)
+        if self.norm is not None:
+            y = self.norm(y, z)
+        return self.out_proj(y), Mamba2State(conv, ssm)
+
+    def step(self, x: Tensor, state: Mamba2State | None = None) -> tuple[Tensor, Mamba2State]:
+        """One step: x and y are (batch, d_model)."""
+        y, state = self(x[:, None], state)
+        return y[:, 0], state
