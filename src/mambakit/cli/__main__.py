@@ -1,0 +1,5 @@
+"""`python -m mambakit.cli` is `mambakit`."""
+
+from mambakit.cli import main
+
+main()

@@ -1,0 +1,216 @@
+"""`mambakit forecast`: train models of prices, and predict from them.
+
+Everything heavy is imported inside the commands, so that help and predictions come at once.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mambakit.forecast.predictor import Forecast
+    from mambakit.forecast.prices import PriceSeries
+
+TEST_SYMBOLS = ("AAPL", "MSFT", "GOOGL")
+_PIPE_WIDTH = 120  # columns of a table where there is no terminal to ask
+
+app = typer.Typer(
+    help="Forecast prices 1, 5, 10 and 30 days ahead, with intervals, and beside honest baselines.",
+    no_args_is_help=True,
+)
+
+_TRAIN_EXAMPLES = """
+Examples:
+
+  mambakit forecast train --test                        three symbols, all defaults
+
+  mambakit forecast train --symbols AAPL,IBM --epochs 20 --out models
+
+  mambakit forecast train --test --resume               go on with a training that was killed
+"""
+
+_PREDICT_EXAMPLES = """
+Examples:
+
+  mambakit forecast predict AAPL
+
+  mambakit forecast predict AAPL --json
+
+  mambakit forecast predict AAPL --use v1 --figure fan.png
+"""
+
+
+@app.command(epilog=_TRAIN_EXAMPLES)
+def train(
+    test: Annotated[bool, typer.Option("--test", help=f"Train {', '.join(TEST_SYMBOLS)}.")] = False,
+    symbols: Annotated[str | None, typer.Option(help="Symbols to train, such as AAPL,IBM.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part, at most.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows behind one step of the optimiser.")] = 32,
+    days: Annotated[int | None, typer.Option(min=1, help="Use the last so many days; all by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("models"),
+    d_model: Annotated[int, typer.Option(min=1, help="Width of the model.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help="Mamba blocks.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    patience: Annotated[int, typer.Option(min=1, help="Stop after so many epochs without progress.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Fixes all randomness.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was killed.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no explanations.")] = False,
+) -> None:
+    """Train a model for each symbol, and judge it on days that it has not seen.
+
+    Prints, for each symbol and horizon, the model beside random walk, drift, momentum and ridge, and says whether it
+    beat them. Each model is stored as OUT/SYMBOL/v1, v2 and so on, with its figures and a model card.
+    """
+    if test == (symbols is not None):
+        raise typer.BadParameter("give either --test or --symbols AAPL,MSFT", param_hint="--symbols")
+    asked = TEST_SYMBOLS if symbols is None else tuple(symbol for symbol in symbols.split(",") if symbol.strip())
+    if not asked:
+        raise typer.BadParameter("names no symbol; expected a list such as AAPL,MSFT", param_hint="--symbols")
+
+    started = time.perf_counter()
+    from pydantic import ValidationError
+
+    from mambakit.forecast.config import FORECAST_TRAINING, MambaConfig
+    from mambakit.training import TrainingConfig
+
+    try:
+        config = MambaConfig(d_model=d_model, num_layers=layers)
+        settings = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "patience": patience,
+            "seed": seed,
+        }
+        training = TrainingConfig(**{**FORECAST_TRAINING.model_dump(), **settings})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0]).replace("_", "-")
+        raise typer.BadParameter(f"{problem['msg']}, got {problem['input']}", param_hint=f"--{name}") from error
+
+    from mambakit.forecast.prices import fetch_historical_prices
+    from mambakit.forecast.registry import ModelRegistry
+    from mambakit.forecast.report import evaluation_table, legend, skill_line, verdict
+    from mambakit.forecast.workflow import prepare_all, train_and_store
+
+    console = _console()
+    registry = ModelRegistry(out)
+    series = list(fetch_historical_prices(asked, days).values())
+    prepared = prepare_all(series, config, registry)
+    if not quiet:
+        for each in prepared:
+            console.print(_data_line(each.series, days), soft_wrap=True)
+    prepared_at = time.perf_counter()
+    outcomes = [train_and_store(each, training, registry, resume=resume, quiet=quiet) for each in prepared]
+    for outcome in outcomes:
+        console.print(evaluation_table(outcome.evaluation))
+    if not quiet:
+        console.print(legend(), soft_wrap=not console.is_terminal)
+    for outcome in outcomes:
+        state = "already trained, kept" if outcome.reused else "stored"
+        console.print(
+            f"{skill_line(outcome.evaluation)}; {state} as {registry.folder(outcome.symbol) / outcome.version}",
+            soft_wrap=True,
+        )
+    console.print(verdict([outcome.evaluation for outcome in outcomes]), soft_wrap=True)
+    console.print(
+        f"Time: imports and data {prepared_at - started:.1f} s, "
+        f"training and judging {sum(outcome.training_seconds for outcome in outcomes):.1f} s, "
+        f"figures and files {sum(outcome.storing_seconds for outcome in outcomes):.1f} s",
+        soft_wrap=True,
+    )
+
+
+@app.command(epilog=_PREDICT_EXAMPLES)
+def predict(
+    symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="A symbol with a trained model.")],
+    models: Annotated[Path, typer.Option(help="Folder with the models.")] = Path("models"),
+    use: Annotated[str, typer.Option(help="A version such as v1, or an alias.")] = "production",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the fan chart to this PNG.")] = None,
+) -> None:
+    """Forecast a symbol's price from the last day of its series, with 80% and 95% intervals.
+
+    The first line is a Python literal: {'1d': .., '5d': .., '10d': .., '30d': ..}. A price is the current one times
+    exp(mean log return).
+    """
+    with _without_pandas():
+        from mambakit.forecast.predictor import MambaPredictor
+        from mambakit.forecast.prices import fetch_historical_prices, parse_symbol
+
+        symbol = parse_symbol(symbol)
+        predictor = MambaPredictor([symbol], models, use)
+        saved = predictor.load(symbol)
+        series = fetch_historical_prices([symbol])[symbol]
+        forecast = predictor.forecast(series)
+        from mambakit.forecast.report import skill_line
+
+        skill = skill_line(saved.evaluation)
+    if as_json:
+        print(json.dumps(_as_json(forecast, skill), indent=2))
+    else:
+        _print_forecast(forecast, skill)
+    if figure is not None:
+        from mambakit.forecast.figures import draw_fan
+
+        draw_fan(forecast, series, figure)
+
+
+def _print_forecast(forecast: "Forecast", skill: str) -> None:
+    from mambakit.forecast.report import interval_table
+
+    console = _console()
+    print({horizon: round(price, 2) for horizon, price in forecast.prices().items()})
+    console.print(interval_table(forecast))
+    console.print(
+        f"{forecast.symbol} {forecast.version}, as of {forecast.as_of}, current price {forecast.current_price:.2f}",
+        soft_wrap=True,
+    )
+    console.print(skill, soft_wrap=True)
+
+
+def _as_json(forecast: "Forecast", skill: str) -> dict[str, object]:
+    return {
+        "symbol": forecast.symbol,
+        "version": forecast.version,
+        "as_of": str(forecast.as_of),
+        "current_price": forecast.current_price,
+        "prices": forecast.prices(),
+        "intervals": {f"{level:.0%}": forecast.intervals(level) for level in (0.5, 0.8, 0.95)},
+        "skill": skill,
+    }
+
+
+def _data_line(series: "PriceSeries", asked: int | None) -> str:
+    fewer = f" (fewer than the {asked} asked for)" if asked is not None and len(series) < asked else ""
+    return f"{series.symbol}: {len(series)} days{fewer}, {series.dates[0]} to {series.dates[-1]}"
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False, emoji=False)
+
+
+@contextmanager
+def _without_pandas() -> Iterator[None]:
+    """Let TA-Lib load without pandas, which it imports only to accept its Series: a third of a second for nothing.
+
+    Afterwards TA-Lib's functions in this process take arrays alone, so this is for the command line, never a library.
+    """
+    if "pandas" in sys.modules:
+        yield
+        return
+    sys.modules["pandas"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        yield
+    finally:
+        del sys.modules["pandas"]

@@ -1,0 +1,44 @@
+"""Series whose properties are known, and one small forecaster trained on such a series."""
+
+from collections.abc import Callable
+
+import pytest
+from walks import random_walk
+
+from mambakit.forecast.artefact import SavedForecaster, load_forecaster, save_forecaster
+from mambakit.forecast.config import FORECAST_TRAINING, MambaConfig
+from mambakit.forecast.dataset import PreparedSeries, prepare_series
+from mambakit.forecast.prices import PriceSeries
+from mambakit.forecast.train import TrainedForecaster, train_single_symbol
+
+MakeSeries = Callable[..., PriceSeries]
+
+
+@pytest.fixture
+def make_series() -> MakeSeries:
+    return random_walk
+
+
+@pytest.fixture(scope="session")
+def small_config() -> MambaConfig:
+    return MambaConfig(d_model=8, d_state=4, num_layers=1)
+
+
+@pytest.fixture(scope="session")
+def prepared(small_config: MambaConfig) -> PreparedSeries:
+    # Half of each day's return comes again, so that there is something to learn.
+    return prepare_series(random_walk(memory=0.5), small_config)
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: PreparedSeries) -> TrainedForecaster:
+    # A model and a series this small need a high rate to learn within seconds.
+    training = FORECAST_TRAINING.model_copy(update={"epochs": 8, "learning_rate": 1e-2, "patience": 8})
+    return train_single_symbol(prepared, training, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def saved(trained: TrainedForecaster, tmp_path_factory: pytest.TempPathFactory) -> SavedForecaster:
+    folder = tmp_path_factory.mktemp("saved")
+    save_forecaster(folder, trained, "v1")
+    return load_forecaster(folder)

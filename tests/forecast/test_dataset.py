@@ -1,0 +1,74 @@
+"""A prepared series: what each part may know of the others, and that batches are the windows they should be."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mambakit.errors import DataError
+from mambakit.forecast.dataset import minimum_days, prepare_series, raw_features
+from mambakit.forecast.windows import SequenceGenerator
+
+
+def test_a_batch_gathers_the_windows_of_the_sequence_generator(prepared) -> None:
+    X, y = SequenceGenerator(60, (1, 5, 10, 30)).generate_sequences(
+        prepared.features.astype(np.float64), prepared.series.prices
+    )
+    samples = prepared.split.validation
+    batch = prepared.part(samples).batch(torch.tensor([3, 0, 7]))
+    np.testing.assert_array_equal(batch["features"], X[samples[[3, 0, 7]]].astype(np.float32))
+    for column, horizon in enumerate((1, 5, 10, 30)):
+        np.testing.assert_allclose(batch["returns"][:, column], y[horizon][samples[[3, 0, 7]], 0], rtol=1e-6)
+    np.testing.assert_array_equal(
+        batch["volatility"], prepared.volatility[prepared.origins[samples[[3, 0, 7]]]].astype(np.float32)
+    )
+
+
+def test_the_scaler_knows_the_training_part_alone(prepared, small_config) -> None:
+    last_known = prepared.origins[prepared.split.training[-1]]
+    other = prepared.series.prices.copy()
+    other[last_known + 1 :] *= np.exp(np.linspace(0, 3, len(other) - last_known - 1))
+    changed = prepare_series(replace(prepared.series, prices=other), small_config)
+    np.testing.assert_array_equal(changed.scaler.mean, prepared.scaler.mean)
+    np.testing.assert_array_equal(changed.scaler.deviation, prepared.scaler.deviation)
+
+
+def test_the_scaler_knows_all_of_the_training_part(prepared, small_config) -> None:
+    other = prepared.series.prices.copy()
+    other[prepared.origins[prepared.split.training[-1]]] *= 1.05
+    changed = prepare_series(replace(prepared.series, prices=other), small_config)
+    assert (changed.scaler.mean != prepared.scaler.mean).any()
+
+
+def test_no_training_target_reaches_a_validation_origin_nor_a_validation_target_a_test_origin(prepared) -> None:
+    split, origins = prepared.split, prepared.origins
+    assert origins[split.training[-1]] + 30 < origins[split.validation[0]]
+    assert origins[split.validation[-1]] + 30 < origins[split.test[0]]
+    assert split.test[-1] == len(origins) - 1
+
+
+def test_minimum_days_is_the_least_that_can_be_split(make_series, small_config) -> None:
+    days = minimum_days(small_config)
+    split = prepare_series(make_series(days), small_config).split
+    assert len(split.training) >= 100
+    assert len(split.validation) >= 20
+    assert len(split.test) >= 50
+    with pytest.raises(DataError, match=f"WALK: {days - 1} days of prices are too few, at least {days} are needed"):
+        prepare_series(make_series(days - 1), small_config)
+
+
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "missing"), (0.0, "not positive"), (-1.0, "not positive")])
+def test_impossible_prices_are_refused(make_series, small_config, value: float, words: str) -> None:
+    series = make_series()
+    series.prices[123] = value
+    with pytest.raises(DataError, match=words):
+        prepare_series(series, small_config)
+
+
+def test_volume_is_a_feature_only_where_it_is_asked_for(make_series, small_config) -> None:
+    series = make_series()
+    louder = replace(series, volumes=series.volumes * np.linspace(1, 9, len(series)))
+    with_volume = small_config.model_copy(update={"include_volume": True})
+    np.testing.assert_array_equal(raw_features(series, small_config), raw_features(louder, small_config))
+    assert not np.allclose(raw_features(series, with_volume), raw_features(louder, with_volume), equal_nan=True)

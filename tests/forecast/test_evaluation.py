@@ -1,0 +1,119 @@
+"""Scores against closed forms, on forecasts whose worth is known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mambakit.forecast.baselines import PointForecast
+from mambakit.forecast.config import QUANTILES
+from mambakit.forecast.evaluation import Evaluation, Score, evaluate, interval_score
+
+SAMPLES = 300
+NOISE = 0.01 * np.random.default_rng(0).normal(size=(SAMPLES, 1))
+RETURNS = 0.0015 + NOISE - NOISE.mean()
+TRAINING = 0.01 * np.random.default_rng(1).normal(size=(500, 1))
+DRIFT = 0.002
+
+
+def judged(model: np.ndarray, lower: np.ndarray | None = None, upper: np.ndarray | None = None) -> Evaluation:
+    """An evaluation at the horizon of one day of a model's means (samples, 1) beside random walk and drift."""
+    forecasts = {
+        "mamba": PointForecast(model, lower, upper),
+        "random walk": PointForecast(np.zeros_like(RETURNS)),
+        "drift": PointForecast(np.full_like(RETURNS, DRIFT)),
+    }
+    quantiles = np.tile(np.quantile(RETURNS, QUANTILES), (SAMPLES, 1, 1))
+    return evaluate("X", (1,), RETURNS, forecasts, quantiles, TRAINING)
+
+
+def score(evaluation: Evaluation, forecaster: str = "mamba") -> Score:
+    return next(each for each in evaluation.scores if each.forecaster == forecaster)
+
+
+def test_a_perfect_forecast() -> None:
+    evaluation = judged(RETURNS.copy())
+    perfect = score(evaluation)
+    assert (perfect.r2_random_walk, perfect.r2_drift, perfect.mase, perfect.hit_rate) == pytest.approx(
+        (1.0, 1.0, 0.0, 1.0)
+    )
+    assert perfect.hit_p_value < 1e-9
+    assert evaluation.comparisons[0].lowest_error
+    assert evaluation.comparisons[0].p_value < 1e-9
+
+
+def test_r2_is_one_minus_the_ratio_of_squared_errors() -> None:
+    model = 0.3 * RETURNS + 0.001
+    ours = score(judged(model))
+    squared = ((RETURNS - model) ** 2).sum()
+    assert ours.r2_random_walk == pytest.approx(1 - squared / (RETURNS**2).sum())
+    assert ours.r2_drift == pytest.approx(1 - squared / ((RETURNS - DRIFT) ** 2).sum())
+
+
+def test_each_reference_has_no_skill_against_itself() -> None:
+    evaluation = judged(np.zeros_like(RETURNS))
+    assert score(evaluation, "random walk").r2_random_walk == 0.0
+    assert score(evaluation, "drift").r2_drift == 0.0
+
+
+def test_the_error_of_r2_is_the_standard_error_of_the_mean_gain() -> None:
+    gain = RETURNS**2 - (RETURNS - DRIFT) ** 2
+    expected = gain.std() / np.sqrt(SAMPLES) / (RETURNS**2).mean()
+    assert score(judged(RETURNS), "drift").r2_random_walk_error == pytest.approx(expected)
+
+
+def test_mase_counts_in_the_training_parts_usual_change() -> None:
+    expected = np.abs(RETURNS).mean() / np.abs(TRAINING).mean()
+    assert score(judged(RETURNS), "random walk").mase == pytest.approx(expected)
+
+
+def test_always_saying_up_scores_the_up_rate_and_proves_nothing() -> None:
+    drift = score(judged(RETURNS), "drift")
+    assert drift.hit_rate == drift.up_rate == (RETURNS > 0).mean()
+    assert drift.hit_p_value is None
+
+
+def test_saying_nothing_has_no_direction() -> None:
+    walk = score(judged(RETURNS), "random walk")
+    assert (walk.hit_rate, walk.hit_p_value) == (None, None)
+
+
+def test_always_saying_down_scores_the_rest_and_its_lead_is_tested() -> None:
+    down = score(judged(np.full_like(RETURNS, -0.001)))
+    assert down.hit_rate == pytest.approx(1 - down.up_rate)
+    assert down.hit_p_value > 0.5  # more days rise than fall here
+
+
+def test_coverage_is_the_share_inside_the_interval() -> None:
+    lower, upper = np.full_like(RETURNS, -0.005), np.full_like(RETURNS, 0.012)
+    ours = score(judged(RETURNS, lower, upper))
+    assert ours.coverage_80 == np.mean((RETURNS >= -0.005) & (RETURNS <= 0.012))
+    assert score(judged(RETURNS), "drift").coverage_80 is None
+
+
+def test_the_interval_score_of_three_values_counted_by_hand() -> None:
+    actual, lower, upper = np.array([0.0, 5.0, -2.0]), np.full(3, -1.0), np.full(3, 1.0)
+    # Width 2 each; 5 misses by 4 and -2 by 1, each fined tenfold at 80%.
+    assert interval_score(actual, lower, upper, level=0.8) == pytest.approx(2 + 10 * (4 + 1) / 3)
+
+
+def test_calibration_of_the_true_quantiles_is_nominal() -> None:
+    calibration = judged(RETURNS).calibration
+    assert calibration["nominal"] == list(QUANTILES)
+    np.testing.assert_allclose(calibration["1d"], QUANTILES, atol=1 / SAMPLES)
+
+
+def test_the_reference_of_the_comparison_is_the_better_of_the_two() -> None:
+    assert judged(RETURNS).comparisons[0].reference == "drift"  # the returns' mean is nearer to 0.002 than to 0
+
+
+def test_a_rounding_error_is_no_gain() -> None:
+    evaluation = judged(np.full_like(RETURNS, np.float32(DRIFT)))
+    assert score(evaluation).r2_drift == 0.0
+    assert evaluation.comparisons[0].p_value == 1.0
+    assert not evaluation.comparisons[0].lowest_error
+
+
+def test_an_evaluation_survives_json() -> None:
+    evaluation = judged(0.5 * RETURNS)
+    assert Evaluation.from_json(json.loads(json.dumps(evaluation.to_json()))) == evaluation
