@@ -12,7 +12,7 @@ from types import ModuleType
 # Threads that wait for one another soon sleep instead of spinning: on a machine that is busy with other work, a pool
 # that spins takes thirty times as long. It counts only where torch is not loaded yet, and the user's own setting wins.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Imported first so that the extension finds torch's OpenMP runtime already loaded and shares its threads.
 import torch  # noqa: F401
