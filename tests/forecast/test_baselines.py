@@ -7,7 +7,9 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from mambakit.forecast.baselines import BASELINES, RIDGE_PENALTIES, baseline_forecasts
+from mambakit.forecast.config import QUANTILES
 from mambakit.forecast.dataset import prepare_series
+from mambakit.forecast.train import forecast_windows, untrained_model
 
 
 @pytest.fixture
@@ -66,3 +68,11 @@ def test_no_baseline_learns_from_the_test_part(prepared, small_config, forecasts
     )
     for name in BASELINES:
         np.testing.assert_allclose(changed[name].mean[0], forecasts[name].mean[0], rtol=1e-9)
+
+
+def test_ewma_is_the_network_before_its_training(prepared, forecasts) -> None:
+    untrained = forecast_windows(untrained_model(prepared, seed=0), prepared.part(prepared.split.test))
+    lower, upper = (untrained.quantiles[..., QUANTILES.index(level)] for level in (0.1, 0.9))
+    np.testing.assert_allclose(forecasts["ewma"].mean, untrained.mean, rtol=1e-5)
+    np.testing.assert_allclose(forecasts["ewma"].lower, lower, rtol=1e-4)
+    np.testing.assert_allclose(forecasts["ewma"].upper, upper, rtol=1e-4)

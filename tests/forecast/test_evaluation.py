@@ -7,7 +7,7 @@ import pytest
 
 from mambakit.forecast.baselines import PointForecast
 from mambakit.forecast.config import QUANTILES
-from mambakit.forecast.evaluation import Evaluation, Score, evaluate, interval_score
+from mambakit.forecast.evaluation import Evaluation, Score, evaluate, interval_scores
 
 SAMPLES = 300
 NOISE = 0.01 * np.random.default_rng(0).normal(size=(SAMPLES, 1))
@@ -16,12 +16,13 @@ TRAINING = 0.01 * np.random.default_rng(1).normal(size=(500, 1))
 DRIFT = 0.002
 
 
-def judged(model: np.ndarray, lower: np.ndarray | None = None, upper: np.ndarray | None = None) -> Evaluation:
-    """An evaluation at the horizon of one day of a model's means (samples, 1) beside random walk and drift."""
+def judged(model: np.ndarray, lower: float | np.ndarray = -0.02, upper: float | np.ndarray = 0.02) -> Evaluation:
+    """An evaluation at the horizon of one day of a model's means (samples, 1) beside random walk, drift and ewma."""
     forecasts = {
-        "mamba": PointForecast(model, lower, upper),
+        "mamba": PointForecast(model, lower + 0 * RETURNS, upper + 0 * RETURNS),
         "random walk": PointForecast(np.zeros_like(RETURNS)),
         "drift": PointForecast(np.full_like(RETURNS, DRIFT)),
+        "ewma": PointForecast(np.full_like(RETURNS, DRIFT), RETURNS - 0.02, RETURNS + 0.02),
     }
     quantiles = np.tile(np.quantile(RETURNS, QUANTILES), (SAMPLES, 1, 1))
     return evaluate("X", (1,), RETURNS, forecasts, quantiles, TRAINING)
@@ -85,8 +86,7 @@ def test_always_saying_down_scores_the_rest_and_its_lead_is_tested() -> None:
 
 
 def test_coverage_is_the_share_inside_the_interval() -> None:
-    lower, upper = np.full_like(RETURNS, -0.005), np.full_like(RETURNS, 0.012)
-    ours = score(judged(RETURNS, lower, upper))
+    ours = score(judged(RETURNS, -0.005, 0.012))
     assert ours.coverage_80 == np.mean((RETURNS >= -0.005) & (RETURNS <= 0.012))
     assert score(judged(RETURNS), "drift").coverage_80 is None
 
@@ -94,7 +94,20 @@ def test_coverage_is_the_share_inside_the_interval() -> None:
 def test_the_interval_score_of_three_values_counted_by_hand() -> None:
     actual, lower, upper = np.array([0.0, 5.0, -2.0]), np.full(3, -1.0), np.full(3, 1.0)
     # Width 2 each; 5 misses by 4 and -2 by 1, each fined tenfold at 80%.
-    assert interval_score(actual, lower, upper, level=0.8) == pytest.approx(2 + 10 * (4 + 1) / 3)
+    assert interval_scores(actual, lower, upper, level=0.8) == pytest.approx([2, 2 + 40, 2 + 10])
+
+
+def test_intervals_are_compared_with_those_of_ewma_by_their_scores() -> None:
+    # EWMA's are 0.04 wide here and hold every return, as all of these do; so the narrower ones are better.
+    spare = 0.001 * np.abs(NOISE)
+    narrower = judged(RETURNS, RETURNS - 0.01 - spare, RETURNS + 0.01)
+    wider = judged(RETURNS, RETURNS - 0.03 - spare, RETURNS + 0.03)
+    assert narrower.comparisons[0].interval_p_value < 1e-9
+    assert wider.comparisons[0].interval_p_value > 1 - 1e-9
+
+
+def test_an_interval_that_misses_is_worse_than_a_wide_one() -> None:
+    assert judged(RETURNS, -0.001, 0.001).comparisons[0].interval_p_value > 0.999
 
 
 def test_calibration_of_the_true_quantiles_is_nominal() -> None:

@@ -80,28 +80,31 @@ def test_pinball_loss_is_that_of_scikit_learn() -> None:
 
 def test_the_loss_counts_in_units_of_the_scale() -> None:
     quantiles = torch.randn(6, 4, len(QUANTILES)).sort(dim=-1).values
-    forecast = Distribution(torch.randn(6, 4), quantiles, torch.randn(6, 4))
+    forecast = Distribution(torch.randn(6, 4), quantiles)
     returns, scale = torch.randn(6, 4), torch.rand(6, 4) + 0.5
-    louder = Distribution(10 * forecast.mean, 10 * quantiles, forecast.departure)
+    louder = Distribution(10 * forecast.mean, 10 * quantiles)
     torch.testing.assert_close(
         forecast_loss(louder, 10 * returns, 10 * scale)[0], forecast_loss(forecast, returns, scale)[0]
     )
 
 
 def test_a_perfect_forecast_has_no_loss() -> None:
-    drift, departure, scale = torch.randn(4), torch.randn(3, 4), torch.rand(3, 4)
-    returns = drift + scale * departure
-    perfect = Distribution(drift, returns[..., None].expand(3, 4, len(QUANTILES)), departure)
-    assert forecast_loss(perfect, returns, scale)[0] == pytest.approx(0, abs=1e-6)
+    returns = torch.randn(3, 4)
+    perfect = Distribution(returns, returns[..., None].expand(3, 4, len(QUANTILES)))
+    assert forecast_loss(perfect, returns, torch.rand(3, 4) + 0.1)[0] == 0
 
 
-def test_the_quantiles_learn_nothing_from_the_departure_of_the_mean(prepared, untrained) -> None:
-    batch = prepared.part(prepared.split.training).batch(torch.arange(8))
-    forecast = untrained(batch["features"], batch["volatility"])
-    (gradient,) = torch.autograd.grad(forecast.quantiles.sum(), untrained.heads.weight)
-    of_departure, of_width = gradient.chunk(2)
-    assert not of_departure.any()
-    assert of_width.any()
+def test_the_shrinkage_pulls_mean_and_quantiles_alike_towards_the_drift(prepared, untrained) -> None:
+    batch = prepared.part(prepared.split.test).batch(torch.arange(4))
+    untrained.eval()
+    torch.nn.init.normal_(untrained.heads.weight)
+    whole = untrained(**_inputs(batch))
+    untrained.shrinkage.fill_(0.25)
+    shrunk = untrained(**_inputs(batch))
+    torch.testing.assert_close(shrunk.mean - untrained.drift, 0.25 * (whole.mean - untrained.drift))
+    torch.testing.assert_close(
+        shrunk.quantiles - shrunk.mean[..., None], whole.quantiles - whole.mean[..., None], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_horizons_must_increase() -> None:

@@ -6,12 +6,12 @@ import re
 from rich.console import Console
 
 from mambakit.forecast.evaluation import Comparison, Evaluation
-from mambakit.forecast.report import evaluation_table, model_card, skill_line, verdict
+from mambakit.forecast.report import evaluation_table, interval_verdict, model_card, skill_line, verdict
 
 
 def judged(*p_values: float, lowest: bool = True, symbol: str = "X") -> Evaluation:
     """An evaluation with these p-values at horizons of 1, 2, .. days."""
-    comparisons = tuple(Comparison(day, "drift", p_value, lowest) for day, p_value in enumerate(p_values, start=1))
+    comparisons = tuple(Comparison(day, "drift", p_value, lowest, 1.0) for day, p_value in enumerate(p_values, start=1))
     return Evaluation(symbol, (), comparisons, {})
 
 
@@ -58,7 +58,7 @@ def test_the_table_has_a_row_for_each_forecaster_and_horizon_on_one_line(trained
     page = io.StringIO()
     Console(file=page, width=120).print(evaluation_table(trained.evaluation))
     lines = [line for line in page.getvalue().splitlines() if line.strip()]
-    for name in ("mamba", "random walk", "drift", "momentum", "ridge"):
+    for name in ("mamba", "random walk", "drift", "ewma", "momentum", "ridge"):
         assert sum(bool(re.match(rf" \d+d +{name} ", line)) for line in lines) == 4
     assert "…" not in page.getvalue()
 
@@ -68,3 +68,9 @@ def test_the_model_card_holds_the_skill_line_and_every_score(trained, saved) -> 
     assert skill_line(trained.evaluation) in card
     assert card.count("| mamba |") == 4
     assert saved.metadata["data_stats"]["sha256"] in card
+
+
+def test_intervals_are_counted_against_those_they_learnt_from(trained) -> None:
+    scores = {(score.forecaster, score.horizon): score.interval_score_80 for score in trained.evaluation.scores}
+    better = sum(scores["mamba", horizon] < scores["ewma", horizon] for horizon in (1, 5, 10, 30))
+    assert f"better than ewma's, from which it learnt, in {better}," in interval_verdict([trained.evaluation])

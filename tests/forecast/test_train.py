@@ -10,7 +10,7 @@ from mambakit.forecast.dataset import prepare_series
 from mambakit.forecast.report import skill_line, verdict
 from mambakit.forecast.train import forecast_windows, measure_shrinkage, train_single_symbol, untrained_model
 
-QUICK = FORECAST_TRAINING.model_copy(update={"epochs": 6, "learning_rate": 5e-3})
+QUICK = FORECAST_TRAINING.model_copy(update={"epochs": 12, "learning_rate": 1e-2})
 
 
 def test_a_planted_signal_is_found(small_config) -> None:

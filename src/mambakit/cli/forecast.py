@@ -16,8 +16,12 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mambakit.forecast.config import MambaConfig
     from mambakit.forecast.predictor import Forecast
     from mambakit.forecast.prices import PriceSeries
+    from mambakit.forecast.registry import ModelRegistry
+    from mambakit.forecast.workflow import Outcome
+    from mambakit.training import TrainingConfig
 
 TEST_SYMBOLS = ("AAPL", "MSFT", "GOOGL")
 _PIPE_WIDTH = 120  # columns of a table where there is no terminal to ask
@@ -28,21 +32,29 @@ app = typer.Typer(
 )
 
 _TRAIN_EXAMPLES = """
-Examples:
+Three symbols, all defaults:
 
-  mambakit forecast train --test                        three symbols, all defaults
+  mambakit forecast train --test
+
+Symbols of your choice, more briefly:
 
   mambakit forecast train --symbols AAPL,IBM --epochs 20 --out models
 
-  mambakit forecast train --test --resume               go on with a training that was killed
+Go on with a training that was killed:
+
+  mambakit forecast train --test --resume
 """
 
 _PREDICT_EXAMPLES = """
-Examples:
+From the newest model:
 
   mambakit forecast predict AAPL
 
+For another program:
+
   mambakit forecast predict AAPL --json
+
+From a certain version, with a figure:
 
   mambakit forecast predict AAPL --use v1 --figure fan.png
 """
@@ -58,7 +70,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("models"),
     d_model: Annotated[int, typer.Option(min=1, help="Width of the model.")] = 64,
     layers: Annotated[int, typer.Option(min=1, help="Mamba blocks.")] = 4,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-4,
     patience: Annotated[int, typer.Option(min=1, help="Stop after so many epochs without progress.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Fixes all randomness.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was killed.")] = False,
@@ -66,67 +78,78 @@ def train(
 ) -> None:
     """Train a model for each symbol, and judge it on days that it has not seen.
 
-    Prints, for each symbol and horizon, the model beside random walk, drift, momentum and ridge, and says whether it
-    beat them. Each model is stored as OUT/SYMBOL/v1, v2 and so on, with its figures and a model card.
+    Prints each symbol's model beside the forecasters to beat, at every horizon, and says whether it beat them.
+
+    Stores each model as OUT/SYMBOL/v1, v2 and so on, with its figures and a model card.
     """
     if test == (symbols is not None):
         raise typer.BadParameter("give either --test or --symbols AAPL,MSFT", param_hint="--symbols")
     asked = TEST_SYMBOLS if symbols is None else tuple(symbol for symbol in symbols.split(",") if symbol.strip())
     if not asked:
         raise typer.BadParameter("names no symbol; expected a list such as AAPL,MSFT", param_hint="--symbols")
-
+    config, training = _settings(
+        {"d_model": d_model, "num_layers": layers},
+        {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "patience": patience,
+            "seed": seed,
+        },
+    )
     started = time.perf_counter()
+    from mambakit.forecast.prices import fetch_historical_prices
+    from mambakit.forecast.registry import ModelRegistry
+    from mambakit.forecast.workflow import prepare_all, train_and_store
+
+    registry = ModelRegistry(out)
+    series = list(fetch_historical_prices(asked, days).values())
+    prepared = prepare_all(series, config, registry)
+    if not quiet:
+        for each in series:
+            print(_data_line(each, days))
+    preparing = time.perf_counter() - started
+    outcomes = [train_and_store(each, training, registry, resume=resume, quiet=quiet) for each in prepared]
+    _print_outcomes(outcomes, registry, quiet)
+    print(
+        f"Time: imports and data {preparing:.1f} s, "
+        f"training and judging {sum(outcome.training_seconds for outcome in outcomes):.1f} s, "
+        f"figures and files {sum(outcome.storing_seconds for outcome in outcomes):.1f} s"
+    )
+
+
+def _settings(model: dict[str, int], training: dict[str, float]) -> "tuple[MambaConfig, TrainingConfig]":
+    """Both configurations from options; what only they can judge becomes a usage error that names the option."""
     from pydantic import ValidationError
 
     from mambakit.forecast.config import FORECAST_TRAINING, MambaConfig
     from mambakit.training import TrainingConfig
 
     try:
-        config = MambaConfig(d_model=d_model, num_layers=layers)
-        settings = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "patience": patience,
-            "seed": seed,
-        }
-        training = TrainingConfig(**{**FORECAST_TRAINING.model_dump(), **settings})
+        return (
+            MambaConfig.model_validate(model),
+            TrainingConfig.model_validate({**FORECAST_TRAINING.model_dump(), **training}),
+        )
     except ValidationError as error:
         problem = error.errors()[0]
-        name = str(problem["loc"][0]).replace("_", "-")
-        raise typer.BadParameter(f"{problem['msg']}, got {problem['input']}", param_hint=f"--{name}") from error
+        option = "--" + str(problem["loc"][0]).replace("num_", "").replace("_", "-")
+        raise typer.BadParameter(f"{problem['msg']}, got {problem['input']}", param_hint=option) from error
 
-    from mambakit.forecast.prices import fetch_historical_prices
-    from mambakit.forecast.registry import ModelRegistry
-    from mambakit.forecast.report import evaluation_table, legend, skill_line, verdict
-    from mambakit.forecast.workflow import prepare_all, train_and_store
+
+def _print_outcomes(outcomes: "list[Outcome]", registry: "ModelRegistry", quiet: bool) -> None:
+    from mambakit.forecast.report import evaluation_table, interval_verdict, legend, skill_line, verdict
 
     console = _console()
-    registry = ModelRegistry(out)
-    series = list(fetch_historical_prices(asked, days).values())
-    prepared = prepare_all(series, config, registry)
-    if not quiet:
-        for each in prepared:
-            console.print(_data_line(each.series, days), soft_wrap=True)
-    prepared_at = time.perf_counter()
-    outcomes = [train_and_store(each, training, registry, resume=resume, quiet=quiet) for each in prepared]
     for outcome in outcomes:
         console.print(evaluation_table(outcome.evaluation))
     if not quiet:
         console.print(legend(), soft_wrap=not console.is_terminal)
     for outcome in outcomes:
         state = "already trained, kept" if outcome.reused else "stored"
-        console.print(
-            f"{skill_line(outcome.evaluation)}; {state} as {registry.folder(outcome.symbol) / outcome.version}",
-            soft_wrap=True,
-        )
-    console.print(verdict([outcome.evaluation for outcome in outcomes]), soft_wrap=True)
-    console.print(
-        f"Time: imports and data {prepared_at - started:.1f} s, "
-        f"training and judging {sum(outcome.training_seconds for outcome in outcomes):.1f} s, "
-        f"figures and files {sum(outcome.storing_seconds for outcome in outcomes):.1f} s",
-        soft_wrap=True,
-    )
+        print(f"{skill_line(outcome.evaluation)}; {state} as {registry.folder(outcome.symbol) / outcome.version}")
+    evaluations = [outcome.evaluation for outcome in outcomes]
+    print(verdict(evaluations))
+    print(interval_verdict(evaluations))
 
 
 @app.command(epilog=_PREDICT_EXAMPLES)
@@ -139,9 +162,13 @@ def predict(
 ) -> None:
     """Forecast a symbol's price from the last day of its series, with 80% and 95% intervals.
 
-    The first line is a Python literal: {'1d': .., '5d': .., '10d': .., '30d': ..}. A price is the current one times
-    exp(mean log return).
+    The first line is a Python literal: {'1d': .., '5d': .., '10d': .., '30d': ..}.
+
+    A price is the current one times exp(mean log return).
     """
+    import torch
+
+    torch.set_num_threads(1)  # waking threads, and waiting for them on a busy machine, takes longer than one window
     with _without_pandas():
         from mambakit.forecast.predictor import MambaPredictor
         from mambakit.forecast.prices import fetch_historical_prices, parse_symbol
@@ -167,14 +194,10 @@ def predict(
 def _print_forecast(forecast: "Forecast", skill: str) -> None:
     from mambakit.forecast.report import interval_table
 
-    console = _console()
     print({horizon: round(price, 2) for horizon, price in forecast.prices().items()})
-    console.print(interval_table(forecast))
-    console.print(
-        f"{forecast.symbol} {forecast.version}, as of {forecast.as_of}, current price {forecast.current_price:.2f}",
-        soft_wrap=True,
-    )
-    console.print(skill, soft_wrap=True)
+    _console().print(interval_table(forecast))
+    print(f"{forecast.symbol} {forecast.version}, as of {forecast.as_of}, current price {forecast.current_price:.2f}")
+    print(skill)
 
 
 def _as_json(forecast: "Forecast", skill: str) -> dict[str, object]:

@@ -6,7 +6,10 @@
 - ridge: a linear map from the origin's standardised features, its penalty for each horizon chosen on the validation
   part. (On whole windows, flattened, it is worse on the validation part of every built-in symbol.)
 
-Random walk and drift give 80% intervals as well: normal, with the training part's constant volatility.
+- ewma: the drift, with intervals as wide as today's EWMA volatility asks for; it is the network before its training,
+  so what the network's intervals gain on it is what was learnt.
+
+The first two give 80% intervals as well: normal, with the training part's constant volatility.
 """
 
 from collections.abc import Callable
@@ -17,7 +20,7 @@ import numpy as np
 
 from mambakit.forecast.dataset import PreparedSeries
 
-BASELINES = ("random walk", "drift", "momentum", "ridge")
+BASELINES = ("random walk", "drift", "ewma", "momentum", "ridge")
 MOMENTUM_DAYS = 20
 RIDGE_PENALTIES = tuple(10.0**power for power in range(1, 8))  # the largest leaves nothing but the drift
 
@@ -36,6 +39,7 @@ def baseline_forecasts(prepared: PreparedSeries, samples: np.ndarray) -> dict[st
     makers: dict[str, Callable[[PreparedSeries, np.ndarray], PointForecast]] = {
         "random walk": _random_walk,
         "drift": _drift,
+        "ewma": _ewma,
         "momentum": _momentum,
         "ridge": _ridge,
     }
@@ -55,6 +59,15 @@ def _with_constant_interval(prepared: PreparedSeries, mean: np.ndarray) -> Point
     deviation = prepared.returns[prepared.split.training].std(axis=0)
     half = NormalDist().inv_cdf(0.9) * deviation
     return PointForecast(mean, mean - half, mean + half)
+
+
+def _ewma(prepared: PreparedSeries, samples: np.ndarray) -> PointForecast:
+    known = prepared.split.training
+    drift = prepared.returns[known].mean(axis=0)
+    scale = prepared.volatility[prepared.origins][:, None] * np.sqrt(prepared.config.prediction_horizons)
+    lower, upper = np.quantile((prepared.returns[known] - drift) / scale[known], (0.1, 0.9), axis=0)
+    mean = np.tile(drift, (len(samples), 1))
+    return PointForecast(mean, mean + scale[samples] * lower, mean + scale[samples] * upper)
 
 
 def _momentum(prepared: PreparedSeries, samples: np.ndarray) -> PointForecast:

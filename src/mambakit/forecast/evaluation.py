@@ -24,7 +24,8 @@ from mambakit.forecast.significance import overlapping_mean_test
 
 MODEL = "mamba"
 REFERENCES = ("random walk", "drift")  # what an R2 is against
-_ROUNDING = 1e-5  # of a mean squared error
+INTERVAL_REFERENCE = "ewma"
+_ROUNDING = 1e-5  # of a mean squared error, or a mean interval score
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The model at one horizon against the better of random walk and drift (Diebold and Mariano's test)."""
+    """The model at one horizon against the better of random walk and drift, and its intervals against ewma's.
+
+    Both by Diebold and Mariano's test, on squared errors and on interval scores.
+    """
 
     horizon: int
     reference: str
     p_value: float  # of "the model's squared error is lower"
     lowest_error: bool  # lowest squared error of all forecasters
+    interval_p_value: float  # of "the interval score of the model's 80% interval is lower than that of ewma's"
 
 
 @dataclass(frozen=True)
@@ -90,22 +95,28 @@ def evaluate(
 
     Args:
         returns: (samples, horizons), the log returns of the test part.
-        forecasts: each forecaster's for the same samples; must hold "mamba", "random walk" and "drift".
+        forecasts: each forecaster's for the same samples; must hold "random walk", "drift", and, with intervals,
+            "mamba" and "ewma".
         quantiles: (samples, horizons, len(QUANTILES)), the model's.
         training_returns: (samples, horizons), the scale of the MASE.
     """
-    scores, comparisons = [], []
+    scores: list[Score] = []
+    comparisons = []
     for column, horizon in enumerate(horizons):
         actual = returns[:, column]
         means = {name: forecast.mean[:, column] for name, forecast in forecasts.items()}
         squares = {name: (actual - mean) ** 2 for name, mean in means.items()}
         usual_change = float(np.abs(training_returns[:, column]).mean())
-        for name, forecast in forecasts.items():
-            interval = None
-            if forecast.lower is not None and forecast.upper is not None:
-                interval = (forecast.lower[:, column], forecast.upper[:, column])
-            scores.append(_score(name, horizon, actual, means[name], squares, usual_change, interval))
-        comparisons.append(_compare(horizon, squares))
+        intervals = {
+            name: (forecast.lower[:, column], forecast.upper[:, column])
+            for name, forecast in forecasts.items()
+            if forecast.lower is not None and forecast.upper is not None
+        }
+        scores += [
+            _score(name, horizon, actual, means[name], squares, usual_change, intervals.get(name)) for name in forecasts
+        ]
+        costs = {name: interval_scores(actual, *interval, level=0.8) for name, interval in intervals.items()}
+        comparisons.append(_compare(horizon, squares, costs))
     below = (returns[..., None] <= quantiles).mean(axis=0)  # (horizons, quantiles)
     calibration = {"nominal": list(QUANTILES)}
     calibration |= {f"{horizon}d": shares.tolist() for horizon, shares in zip(horizons, below, strict=True)}
@@ -135,14 +146,14 @@ def _score(
         up_rate=float((actual > 0).mean()),
         hit_p_value=hit_p_value,
         coverage_80=None if interval is None else float(((interval[0] <= actual) & (actual <= interval[1])).mean()),
-        interval_score_80=None if interval is None else interval_score(actual, *interval, level=0.8),
+        interval_score_80=None if interval is None else float(interval_scores(actual, *interval, level=0.8).mean()),
     )
 
 
-def interval_score(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray, level: float) -> float:
-    """Mean interval score, in the unit of the values: the width, and a fine for each value outside."""
+def interval_scores(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray, level: float) -> np.ndarray:
+    """Interval score of each value, in its unit: the width, and a fine for each value outside."""
     missed = np.maximum(lower - actual, 0.0) + np.maximum(actual - upper, 0.0)
-    return float((upper - lower + 2.0 / (1.0 - level) * missed).mean())
+    return upper - lower + 2.0 / (1.0 - level) * missed
 
 
 def _direction(actual: np.ndarray, mean: np.ndarray, horizon: int) -> tuple[float | None, float | None]:
@@ -157,17 +168,18 @@ def _direction(actual: np.ndarray, mean: np.ndarray, horizon: int) -> tuple[floa
     return float(hits.mean()), lead.p_value
 
 
-def _compare(horizon: int, squares: Mapping[str, np.ndarray]) -> Comparison:
+def _compare(horizon: int, squares: Mapping[str, np.ndarray], costs: Mapping[str, np.ndarray]) -> Comparison:
     total = {name: float(square.mean()) for name, square in squares.items()}
     reference = min(REFERENCES, key=lambda name: total[name])
     test = overlapping_mean_test(_gain(squares[reference], squares[MODEL]), horizon)
     best_other = min((name for name in total if name != MODEL), key=lambda name: total[name])
     lowest = float(_gain(squares[best_other], squares[MODEL]).mean()) > 0
-    return Comparison(horizon, reference, test.p_value, lowest)
+    interval_test = overlapping_mean_test(_gain(costs[INTERVAL_REFERENCE], costs[MODEL]), horizon)
+    return Comparison(horizon, reference, test.p_value, lowest, interval_test.p_value)
 
 
 def _gain(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
-    """How much lower the candidate's squared errors are.
+    """How much lower the candidate's squared errors, or interval scores, are.
 
     The network computes in float32: where it stayed the drift, a rounding error must not pass for a small, sure gain.
     """

@@ -124,7 +124,7 @@ def draw_evaluation(trained: "TrainedForecaster", path: Path) -> None:
 
 def _draw_skill(axes: Axes, trained: "TrainedForecaster") -> None:
     scores = trained.evaluation.scores
-    names = [name for name in _COLOURS if name != "random walk"]
+    names = [name for name in _COLOURS if name != "random walk"]  # ewma's mean is the drift's
     horizons = trained.prepared.config.prediction_horizons
     width = 0.8 / len(names)
     low, high = 0.0, 0.0

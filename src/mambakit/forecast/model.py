@@ -1,7 +1,7 @@
 """The network: a Mamba over a window of features, and for each horizon a distribution of the log return.
 
     hidden   = backbone(dropout(W x_1..L))_L          the last day's state of N blocks, normalised
-    m, s     = head_h(hidden)                         one linear head for each horizon h
+    10 m, s  = head_h(hidden)                         one linear head for each horizon h
     scale_h  = sigma_t sqrt(h)                        today's volatility, carried to the horizon
     centre_h = drift_h + k_h scale_h m                the mean
     q_h(p)   = centre_h + scale_h exp(s) z_h(p)       the quantiles, z_h(p) learnt and the same every day
@@ -11,9 +11,9 @@ z_h at the quantiles of the training part. So the untrained network is a respect
 volatility-scaled empirical quantiles, and training departs from it only as far as the validation part rewards.
 
 The two departures are of different kinds. s, how much wider or narrower than usual, has something to learn: volatility
-returns to its mean. m, where to, has next to nothing to learn, and fits noise long before s is done. So m is learnt
-beside s without touching the quantiles (k = 0), with little weight, and only afterwards the validation part says how
-much of it to believe: k_h in [0, 1], see `mambakit.forecast.train.measure_shrinkage`.
+returns to its mean. m, where to, has next to nothing to learn, and fits noise long before s is done. So m is learnt at
+a tenth of the pace of s, which does a real signal no harm, and afterwards the validation part says how much of it to
+believe: k_h is 1 while training and then within [0, 1], see `mambakit.forecast.train.measure_shrinkage`.
 """
 
 import math
@@ -30,7 +30,8 @@ from mambakit.nn import Backbone
 _MEDIAN = QUANTILES.index(0.5)
 _SMALLEST_SPREAD = 1e-3  # between neighbouring quantiles at the start, in units of the scale
 _WIDEST = math.log(10.0)  # |s| stays below: no day's intervals are ten times as wide as usual, or a tenth
-_WEIGHT_OF_DEPARTURE = 0.01  # in the loss; the pinball loss has 1
+_PACE = 0.1  # of m against s
+_WEIGHT_OF_MEAN = 0.1  # of its squared error in the loss; the pinball loss has 1
 
 
 class Distribution(NamedTuple):
@@ -38,7 +39,6 @@ class Distribution(NamedTuple):
 
     mean: Tensor  # (batch, horizons)
     quantiles: Tensor  # (batch, horizons, len(QUANTILES)), increasing
-    departure: Tensor  # (batch, horizons), m: the mean's departure from the drift before k, in units of the scale
 
 
 class MambaModel(nn.Module):
@@ -64,12 +64,12 @@ class MambaModel(nn.Module):
             mixer_options={"d_state": config.d_state, "d_conv": config.d_conv, "expand": config.expand},
         )
         n_horizons = len(config.prediction_horizons)
-        self.heads = nn.Linear(config.d_model, 2 * n_horizons)  # m and s of every horizon, one below the other
+        self.heads = nn.Linear(config.d_model, 2 * n_horizons)  # 10 m of every horizon, then s of every horizon
         nn.init.zeros_(self.heads.weight)
         nn.init.zeros_(self.heads.bias)
         self.shape = nn.Parameter(torch.zeros(n_horizons, len(QUANTILES)))  # median, inverse softplus of the spreads
         self.register_buffer("drift", torch.zeros(n_horizons))
-        self.register_buffer("shrinkage", torch.zeros(n_horizons))  # k
+        self.register_buffer("shrinkage", torch.ones(n_horizons))  # k
 
     @torch.no_grad()
     def start_from(self, returns: Tensor, volatility: Tensor) -> None:
@@ -86,10 +86,10 @@ class MambaModel(nn.Module):
         hidden, _ = self.backbone(self.dropout(self.embedding(features)))  # (batch, length, d_model)
         departure, width = self.heads(hidden[:, -1]).float().chunk(2, dim=-1)  # (batch, horizons) each
         scale = volatility_at_horizons(volatility, self.config.prediction_horizons)
-        centre = self.drift + self.shrinkage * scale * departure
+        centre = self.drift + self.shrinkage * scale * _PACE * departure
         log_width = _WIDEST * torch.tanh(width / _WIDEST)
         spread = (scale * log_width.exp())[..., None] * _increasing(self.shape)
-        return Distribution(centre, centre[..., None] + spread, departure)
+        return Distribution(centre, centre[..., None] + spread)
 
 
 def volatility_at_horizons(volatility: Tensor, horizons: Sequence[int]) -> Tensor:
@@ -113,13 +113,11 @@ def pinball_loss(quantiles: Tensor, target: Tensor) -> Tensor:
 
 
 def forecast_loss(forecast: Distribution, returns: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a forecast made with k = 0, and its two terms, in units of scale (batch, horizons).
+    """The loss, and its two terms, in units of scale (batch, horizons): a calm day weighs as much as a stormy one.
 
-    Twice the pinball loss, which over many levels is the CRPS, and a hundredth of half the squared error of drift and
-    departure: so little that the quantiles alone decide which epoch is kept, while the optimiser, which looks at the
-    direction of a gradient and not at its size, learns the departure no slower. In units of the scale a calm day
-    weighs as much as a stormy one.
+    Twice the pinball loss, which over many levels is the CRPS, and a tenth of half the squared error of the mean: the
+    quantiles decide which epoch is kept, unless the mean has much to say.
     """
     pinball = 2.0 * (pinball_loss(forecast.quantiles, returns) / scale[..., None]).mean()
-    squared = 0.5 * (((returns - forecast.mean) / scale - forecast.departure) ** 2).mean()
-    return pinball + _WEIGHT_OF_DEPARTURE * squared, {"pinball": pinball.detach(), "squared": squared.detach()}
+    squared = 0.5 * (((returns - forecast.mean) / scale) ** 2).mean()
+    return pinball + _WEIGHT_OF_MEAN * squared, {"pinball": pinball.detach(), "squared": squared.detach()}

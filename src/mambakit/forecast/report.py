@@ -11,7 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from mambakit.forecast.evaluation import MODEL, Comparison, Evaluation, Score
+from mambakit.forecast.evaluation import INTERVAL_REFERENCE, MODEL, Comparison, Evaluation, Score
 from mambakit.forecast.predictor import Forecast
 from mambakit.forecast.significance import holm
 
@@ -74,11 +74,15 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, f"z{form}")  # z: no negative zero
 
 
+def _p_value(value: float) -> str:
+    return "below 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def skill_line(evaluation: Evaluation) -> str:
     """One sentence: has this symbol's model skill beyond random walk and drift, at which horizons?"""
     adjusted = holm([comparison.p_value for comparison in evaluation.comparisons])
     skilled = [
-        f"{comparison.horizon}d (p {p_value:.3f})"
+        f"{comparison.horizon}d (p {_p_value(p_value)})"
         for comparison, p_value in zip(evaluation.comparisons, adjusted, strict=True)
         if p_value < SIGNIFICANCE
     ]
@@ -113,6 +117,24 @@ def verdict(evaluations: Sequence[Evaluation]) -> str:
         f"Verdict: {answer}: {beaten} of {total} symbol and horizon pairs are significantly better at 5% "
         f"(Diebold-Mariano, Holm-corrected) than random walk and drift and below momentum and ridge too; "
         f"its squared error is the lowest in {lowest}."
+    )
+
+
+def interval_verdict(evaluations: Sequence[Evaluation]) -> str:
+    """One sentence over all symbols and horizons: are the model's intervals better than those it started from?"""
+    comparisons = [comparison for each in evaluations for comparison in each.comparisons]
+    adjusted = holm([comparison.interval_p_value for comparison in comparisons])
+    significant = sum(p_value < SIGNIFICANCE for p_value in adjusted)
+    own, reference, constant = (
+        [score.interval_score_80 or 0.0 for each in evaluations for score in each.scores if score.forecaster == name]
+        for name in (MODEL, INTERVAL_REFERENCE, "drift")
+    )
+    than_reference = sum(ours < theirs for ours, theirs in zip(own, reference, strict=True))
+    than_constant = sum(ours < theirs for ours, theirs in zip(own, constant, strict=True))
+    return (
+        f"Intervals: the model's 80% interval scores better than the constant one of the drift in {than_constant} of "
+        f"{len(own)}, and better than {INTERVAL_REFERENCE}'s, from which it learnt, in {than_reference}, "
+        f"significantly in {significant}."
     )
 
 

@@ -107,8 +107,10 @@ def shrink_mean(model: MambaModel, validation: WindowData) -> None:
     """Set the model's shrinkage to what the validation part supports, horizon by horizon."""
     horizons = model.config.prediction_horizons
     known = validation.everything()
-    departure = forecast_windows(model, validation).departure
-    left = (known["returns"] - model.drift) / volatility_at_horizons(known["volatility"], horizons)
+    scale = volatility_at_horizons(known["volatility"], horizons)
+    model.shrinkage.fill_(1.0)
+    departure = (forecast_windows(model, validation).mean - model.drift) / scale
+    left = (known["returns"] - model.drift) / scale
     factors = [
         measure_shrinkage(departure[:, column].double().numpy(), left[:, column].double().numpy(), horizon)
         for column, horizon in enumerate(horizons)
