@@ -6,18 +6,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import machine, memory, report
+from benchmarks import long_sequences, machine, memory, report
 from benchmarks.cases import all_cases
 from benchmarks.floors import measure_rates
 from benchmarks.runner import run_case
 
-MEMORY = "memory"
+MEMORY, LONG = "memory", "long sequences"
 
 
 def main() -> None:
     """Run the cases that were asked for, print the tables, and write the record."""
     cases = all_cases()
-    options = _options([*(case.name for case in cases), MEMORY])
+    options = _options([*(case.name for case in cases), MEMORY, LONG])
     console = Console(width=None if Console().is_terminal else report.WIDTH)
     load = machine.load_average()
     rates = measure_rates()
@@ -34,6 +34,10 @@ def main() -> None:
             memories = [memory.measure(name) for name in memory.SCANS]
         else:
             console.print("memory: left out, this system does not tell the peak of a process")
+    long_runs = []
+    if _wanted(LONG, options.only) and memory.available():
+        console.print(f"{LONG} ...", style="dim")
+        long_runs = [long_sequences.measure(name) for name in long_sequences.NAMES]
 
     machine_facts = machine.describe() | {"load average": f"{load} before, {machine.load_average()} after"}
     report.print_machine(console, machine_facts, rates)
@@ -41,8 +45,10 @@ def main() -> None:
         report.print_timings(console, results, rates)
     if memories:
         report.print_memory(console, memories)
+    if long_runs:
+        report.print_long_sequences(console, long_runs)
     if options.json:
-        record = report.as_record(machine_facts, rates, results, memories)
+        record = report.as_record(machine_facts, rates, results, memories, long_runs)
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""One token through a stack of Mamba-1 blocks as one writes it in plain PyTorch, float32: few operations, states in place.
+"""One token through a stack of Mamba-1 blocks as one writes it in plain PyTorch: few operations, states in place.
 
     x, z     = in_proj(norm(hidden));   x = silu(conv1d(x));   dt, B, C = x_proj(x)
     h        = exp(dt A) h + dt B x,    y = (C h + D x) silu(z),   with dt = softplus(dt_proj(dt))

@@ -90,9 +90,9 @@ def _measure_here(name: str, length: int, dim: int, state: int) -> dict[str, int
     """One forward and backward in this process, after a short one that loads and starts what is needed."""
     _run(name, Inputs.random(1, 8, dim, state))
     inputs = Inputs.random(1, length, dim, state)
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     saved_bytes = _run(name, inputs)
-    return {"peak_bytes": _status_bytes("VmHWM") - before, "saved_bytes": saved_bytes}
+    return {"peak_bytes": status_bytes("VmHWM") - before, "saved_bytes": saved_bytes}
 
 
 def _run(name: str, inputs: Inputs) -> int:
@@ -109,7 +109,8 @@ def _run(name: str, inputs: Inputs) -> int:
     return sum(storages.values())
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A size from this process's status, such as VmRSS or VmHWM."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 

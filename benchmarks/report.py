@@ -8,6 +8,7 @@ from rich.table import Table
 
 from benchmarks.case import times
 from benchmarks.floors import Rates
+from benchmarks.long_sequences import CHUNK, D_MODEL, LongResult
 from benchmarks.memory import MemoryResult
 from benchmarks.runner import CaseResult, PeerResult
 from benchmarks.timing import Timing
@@ -112,8 +113,31 @@ def print_memory(console: Console, results: list[MemoryResult]) -> None:
     console.print(table)
 
 
+def print_long_sequences(console: Console, results: list[LongResult]) -> None:
+    """One row for each mixer: time per token at every length, how it grows, and the memory of the longest."""
+    table = Table(title=f"One sequence in chunks of {CHUNK}, state carried, d_model {D_MODEL}: microseconds a token")
+    table.add_column("mixer")
+    for run in results[0].runs:
+        table.add_column(f"{run.length:,}", justify="right")
+    table.add_column("grows as length to the", justify="right")
+    for run in (results[0].runs[0], results[0].runs[-1]):
+        table.add_column(f"peak MB, {run.length:,}", justify="right")
+    for result in results:
+        table.add_row(
+            result.name,
+            *(_number(run.microseconds_a_token) for run in result.runs),
+            f"{result.slope:+.3f}",
+            *(_number(run.peak_bytes / 1e6) for run in (result.runs[0], result.runs[-1])),
+        )
+    console.print(table)
+
+
 def as_record(
-    machine: dict[str, str], rates: Rates, results: list[CaseResult], memories: list[MemoryResult]
+    machine: dict[str, str],
+    rates: Rates,
+    results: list[CaseResult],
+    memories: list[MemoryResult],
+    long_runs: list[LongResult],
 ) -> dict[str, Any]:
     """Every sample and what follows from it, for JSON."""
     return {
@@ -121,6 +145,7 @@ def as_record(
         "rates": dataclasses.asdict(rates),
         "cases": [_case_record(result, rates) for result in results],
         "memory": [_memory_record(result) for result in memories],
+        "long sequences": [dataclasses.asdict(result) | {"slope": result.slope} for result in long_runs],
     }
 
 

@@ -1,4 +1,4 @@
-"""One token at a time: a block of each mixer beside the reading of its weights, and a small stack beside eager torch."""
+"""One token at a time: a block of each mixer beside reading its weights, and a small stack beside eager torch."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def cases(d_model: int = 768, headdim: int = 64) -> list[Case]:
         _one_block("mamba2", d_model, heads, (Peer("transformers", _transformers_mamba2, Goal(5)),)),
         _one_block("mamba3", d_model, heads, ()),
         Case(
-            "step, small stack",
+            "one token, small stack",
             f"{SMALL_LAYERS} layers, (1, {SMALL_WIDTH})",
             lambda: _Stack("mamba", SMALL_WIDTH, SMALL_LAYERS, {}),
             _stepper,
@@ -48,7 +48,7 @@ class _Stack:
 
 def _one_block(mixer: str, d_model: int, options: dict[str, Any], peers: tuple[Peer, ...]) -> Case:
     return Case(
-        f"step, {mixer}",
+        f"one token, {mixer}",
         f"(1, {d_model})",
         lambda: _Stack(mixer, d_model, 1, options),
         _stepper,

@@ -26,11 +26,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         _AVAILABLE
+        and not torch.compiler.is_compiling()  # first: the number of rows would become a condition of the program
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() >= _LEAST_ROWS * max(1, x.shape[-1])
         and weight.numel() > 0
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
     )

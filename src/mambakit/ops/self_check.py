@@ -8,7 +8,9 @@ from torch import Tensor
 
 from mambakit.ops import dispatch
 from mambakit.ops.causal_conv1d import causal_conv1d
+from mambakit.ops.mamba3_scan import mamba3_scan
 from mambakit.ops.selective_scan import selective_scan
+from mambakit.ops.ssd import ssd
 
 BOUND = 1e-5  # ||got - reference|| / ||reference|| in float32
 
@@ -89,4 +91,28 @@ def _convolution(backend: str, device: str, generator: torch.Generator) -> tuple
     return _with_gradients(run, leaves)
 
 
-_OPERATIONS = {"selective_scan": _scan, "causal_conv1d": _convolution}
+def _ssd(backend: str, device: str, generator: torch.Generator) -> tuple[Tensor, ...]:
+    shapes = [(2, 70, 4, 6), (2, 70, 4), (4,), (2, 70, 2, 8), (2, 70, 2, 8), (4,), (2, 70, 4, 6), (4,)]
+    leaves = [torch.randn(*shape, generator=generator).to(device) for shape in shapes]
+    leaves[2] = -leaves[2].abs()
+
+    def run(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        result = ssd(*leaves, dt_softplus=True, return_final_state=True, backend=backend)
+        return result[0], result[1]
+
+    return _with_gradients(run, leaves)
+
+
+def _mamba3(backend: str, device: str, generator: torch.Generator) -> tuple[Tensor, ...]:
+    shapes = [(2, 70, 4, 6), (2, 70, 4), (2, 70, 4), (2, 70, 2, 8), (2, 70, 2, 8), (2, 70, 4), (2, 70, 3)]
+    leaves = [torch.randn(*shape, generator=generator).to(device) for shape in shapes]
+    leaves[2] = -leaves[2].abs()
+
+    def run(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        result = mamba3_scan(*leaves, dt_softplus=True, return_final_state=True, backend=backend)
+        return result[0], result[1].ssm
+
+    return _with_gradients(run, leaves)
+
+
+_OPERATIONS = {"selective_scan": _scan, "causal_conv1d": _convolution, "ssd": _ssd, "mamba3_scan": _mamba3}
