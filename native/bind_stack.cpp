@@ -103,8 +103,14 @@ class Stack {
     m.fc2 = make_linear(fc2, std::nullopt);
   }
 
-  void step(int threads) {
-    const int team = team_.size(weight_bytes_, threads);
+  void step(int at_most) {
+    const int threads = team_.size(weight_bytes_, at_most);
+    const auto start = std::chrono::steady_clock::now();
+    step_with(threads);
+    team_.took(std::chrono::steady_clock::now() - start, threads);
+  }
+
+  void step_with(int threads) const {
     const StackStep p{size(x_, 0),
                       size(x_, 1),
                       layers_.data(),
@@ -112,11 +118,9 @@ class Stack {
                       norm_,
                       static_cast<const float *>(x_.data()),
                       static_cast<float *>(y_.data()),
-                      team};
+                      threads};
     nb::gil_scoped_release release;
-    const auto start = std::chrono::steady_clock::now();
     chosen_kernels().step(p);
-    team_.took(std::chrono::steady_clock::now() - start, team);
   }
 
  private:
@@ -179,7 +183,8 @@ void bind_stack(nb::module_ &m) {
            "mimo_z"_a.none(), "mimo_o"_a.none(), "groups"_a, "rational"_a, "A_floor"_a, "gated_norm"_a.none(),
            "gated_eps"_a, "out_proj"_a, "angle"_a, "ssm"_a, "k"_a, "v"_a)
       .def("add_mlp", &Stack::add_mlp, "norm"_a.none(), "eps"_a, "residual"_a, "fc1"_a, "fc2"_a)
-      .def("step", &Stack::step, "threads"_a, "y (batch, d_model) = norm(layers(x)); the states advance.");
+      .def("step", &Stack::step, "at_most"_a, "y = norm(layers(x)); the states advance. By so many threads as help.")
+      .def("step_with", &Stack::step_with, "threads"_a, "As `step`, by so many threads.");
 }
 
 }  // namespace mambakit

@@ -53,22 +53,26 @@ WorkSizes sizes_of_stack(const StackStep &p) {
   return most;
 }
 
-// `width` taps, or as many as there are where that is 0: one width known beforehand lets the compiler shuffle its weights.
+// `width` taps, or as many as there are where that is 0: knowing the width lets the compiler take the weights of a tap,
+// which lie `width` apart, by shuffles.
 template <int width>
 void convolve_by(const Taps &taps, Range channels, int64_t batch, float *x, int64_t stride) {
   constexpr int V = lanes<float>;
   const int64_t W = width ? width : taps.width, kept = W - 1;
   for (int64_t c = channels.first; c < channels.last; c += V) {
     const int64_t left = channels.last - c, count = left < V ? left : V;
+    float weights[V * (width ? width : 1)] = {};
+    for (int64_t i = 0; i < count * width; i += V)
+      store(weights + i, load_values(taps.weight, c * W + i, count * W - i));
     for (int64_t b = 0; b < batch; ++b) {
       float *state = taps.state + b * kept * taps.channels + c, *present = x + b * stride + c;
       Vec<float> sum = taps.bias.data ? load_values(taps.bias, c, left) : fill(0.0f);
       for (int64_t k = 0; k < W; ++k) {
         float weight[V] = {};
-        if (taps.weight.dtype == Dtype::float32 && count == V)
-          for (int i = 0; i < V; ++i) weight[i] = static_cast<const float *>(taps.weight.data)[(c + i) * W + k];
+        if (width)
+          for (int i = 0; i < V; ++i) weight[i] = weights[i * width + k];
         else
-          for (int i = 0; i < count; ++i) weight[i] = value(taps.weight, (c + i) * W + k);
+          for (int64_t i = 0; i < count; ++i) weight[i] = value(taps.weight, (c + i) * W + k);
         const Vec<float> input = load_some(k < kept ? state + k * taps.channels : present, left);
         sum = sum + load(weight) * input;
         if (k > 0) store_some(state + (k - 1) * taps.channels, input, left);

@@ -13,7 +13,8 @@ struct OuterProducts {
   int64_t count, weight_stride, key_stride;
 };
 
-// A tile of R rows and C vectors of columns, `left` columns from its corner `h` on: h = decay h + sum_j weight_j key_j^T.
+// h = decay h + sum_j weight_j key_j^T for a tile of R rows and C vectors of columns from the corner `h` on, of which
+// `left` columns exist.
 template <int R, int C>
 MAMBAKIT_INLINE void advance_tile(float *h, int64_t size, int64_t left, float decay, const float *weights,
                                   const float *keys, const OuterProducts &in) {

@@ -1,8 +1,9 @@
 // How many threads a step gets.
 //
-// Threads that wait for one another at a barrier lose a whole slice of the scheduler's time, some milliseconds, whenever
-// another process has taken the place of one of them: a hundred times what a small step takes. So a step that took far
-// longer with several threads than it does with one is followed by some with one.
+// Threads that wait for one another at a barrier lose a whole slice of the scheduler's time, some milliseconds,
+// whenever another process has taken the place of one of them: a hundred times what a small step takes. And waking
+// threads that have gone to sleep between two ticks can take longer than the tick. So a step that several threads did
+// not make faster than one does is followed by some with one.
 #pragma once
 
 #include <chrono>
@@ -24,8 +25,8 @@ class Team {
   // Learns from the time that a step took with `threads`.
   void took(std::chrono::duration<double> time, int threads) {
     if (threads == 1) {
-      if (time < alone_time_) alone_time_ = time;
-    } else if (time > 4 * alone_time_) {
+      alone_time_ = alone_time_.count() == 0 ? time : 0.9 * alone_time_ + 0.1 * time;
+    } else if (time > alone_time_) {
       alone_ = pause_;
       if (pause_ < longest_pause) pause_ *= 2;
     } else if (pause_ > shortest_pause) {
@@ -35,11 +36,11 @@ class Team {
 
  private:
   // Reading this much takes a thread longer than the barriers that another thread would cost.
-  static constexpr int64_t bytes_of_a_thread = 2 << 20;
-  static constexpr int64_t shortest_pause = 64, longest_pause = 4096;  // steps
+  static constexpr int64_t bytes_of_a_thread = 3 << 18;
+  static constexpr int64_t shortest_pause = 16, longest_pause = 4096;  // steps
 
-  int64_t alone_ = 1, pause_ = shortest_pause;  // the first step is alone: it is what the others are compared with
-  std::chrono::duration<double> alone_time_{1e9};
+  int64_t alone_ = shortest_pause, pause_ = shortest_pause;  // the first steps show how long one thread takes
+  std::chrono::duration<double> alone_time_{0};
 };
 
 }  // namespace mambakit

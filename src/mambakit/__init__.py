@@ -19,7 +19,7 @@ import torch  # noqa: F401
 
 __version__ = "0.1.0"
 
-_ROOMS = ("ops", "nn", "training", "forecast", "cli")
+_ROOMS = ("ops", "nn", "training", "export", "forecast", "cli")
 
 
 def __getattr__(name: str) -> ModuleType:

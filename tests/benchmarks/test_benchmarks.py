@@ -9,11 +9,14 @@ import pytest
 import torch
 from benchmarks.baselines import stepwise_scan, unbind_scan
 from benchmarks.case import Case, Goal, Peer
-from benchmarks.cases import all_cases, convolution, mixer, scan, training_step
+from benchmarks.cases import all_cases, convolution, mixer, scan, step, training_step
+from benchmarks.eager_step import EagerStep
 from benchmarks.floors import Rates
 from benchmarks.memory import SCANS, MemoryResult, MemorySample, available, measure
 from benchmarks.runner import run_case
 from benchmarks.timing import Pace, Timing
+
+from mambakit.nn import Backbone, Stepper
 
 RATES = Rates(copy_bytes=1e9, product_flops=1e9, torch_flops=1e9, exponentials=1e9)
 ONE_RUN = Pace(turns=1, turn_seconds=1e-6)
@@ -23,6 +26,7 @@ SMALL = [
     *scan.cases(batch=1, length=6, dim=8, state=4),
     *convolution.cases(batch=2, length=6, channels=4, width=3),
     *mixer.cases(d_model=16, forward_length=6, backward_length=5),
+    *step.cases(d_model=16, headdim=8),
     *training_step.cases(length=4, short_lengths=()),
 ]
 
@@ -44,6 +48,14 @@ def test_every_case_times_ours_and_each_peer_that_is_installed(case: Case) -> No
 def test_the_loops_compute_what_ours_computes(loop) -> None:
     inputs = scan.Inputs.random(batch=2, length=7, dim=8, state=4)
     torch.testing.assert_close(loop(*inputs), scan.our_scan(*inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_the_eager_step_computes_what_ours_computes() -> None:
+    backbone = Backbone(16, 2)
+    ours, eager = Stepper(backbone, 2), EagerStep(backbone, 2)
+    with torch.no_grad():
+        for x in torch.randn(3, 2, 16):
+            torch.testing.assert_close(eager(x), ours(x), rtol=1e-4, atol=1e-5)
 
 
 def test_every_case_has_a_name_of_its_own() -> None:

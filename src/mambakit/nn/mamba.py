@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mambakit import ops
 from mambakit.nn.linear import Linear
+from mambakit.nn.precision import KeepsFloat32
 
 
 class MambaState(NamedTuple):
@@ -26,14 +27,16 @@ class MambaState(NamedTuple):
     ssm: Tensor  # (batch, d_inner, d_state), float32 (float64 in a float64 model)
 
 
-class DeltaProjection(Linear):
+class DeltaProjection(KeepsFloat32, Linear):
     """A linear layer whose bias the scan adds, in float32, so that a step of 1e-3 survives bfloat16 activations."""
+
+    in_float32 = ("bias",)
 
     def forward(self, input: Tensor) -> Tensor:
         return ops.linear(input, self.weight)
 
 
-class Mamba(nn.Module):
+class Mamba(KeepsFloat32):
     """Mamba-1: `y, state = mamba(x, state)`.
 
     Args:
@@ -45,8 +48,10 @@ class Mamba(nn.Module):
         dt_min, dt_max, dt_init_floor: initial steps are drawn log-uniformly between the first two, not below the third.
         dt_scale: factor on the spread of dt_proj's initial weights.
         conv_bias, bias: whether the convolution and the in- and out-projections have biases.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters; those of rates and steps are float32 at least.
     """
+
+    in_float32 = ("A_log", "D")
 
     def __init__(
         self,
@@ -92,10 +97,9 @@ class Mamba(nn.Module):
         self.D = nn.Parameter(torch.ones(self.d_inner, dtype=wide, device=device))
         spread = self.dt_rank**-0.5 * dt_scale
         nn.init.uniform_(self.dt_proj.weight, -spread, spread)
-        with torch.no_grad():
-            low, high = math.log(dt_min), math.log(dt_max)
-            dt = torch.exp(torch.rand(self.d_inner, device=device) * (high - low) + low).clamp(min=dt_init_floor)
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of which is dt
+        low, high = math.log(dt_min), math.log(dt_max)
+        dt = torch.exp(torch.rand(self.d_inner, device=device) * (high - low) + low).clamp(min=dt_init_floor).to(wide)
+        self.dt_proj.bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of which is dt
         for parameter in (self.A_log, self.D, self.dt_proj.bias):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mambakit import ops
 from mambakit.nn.linear import Linear
+from mambakit.nn.precision import KeepsFloat32
 
 
 class Mamba2State(NamedTuple):
@@ -55,7 +56,7 @@ class GatedRMSNorm(nn.Module):
         )
 
 
-class Mamba2(nn.Module):
+class Mamba2(KeepsFloat32):
     """Mamba-2: `y, state = mamba(x, state)`.
 
     Args:
@@ -74,8 +75,10 @@ class Mamba2(nn.Module):
         norm_eps: added to the mean square in the norm.
         chunk_size: steps that go into one matrix product, None for a good choice; the result is the same.
         conv_bias, bias: whether the convolution and the in- and out-projections have biases.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters; those of rates and steps are float32 at least.
     """
+
+    in_float32 = ("A_log", "D", "dt_bias")
 
     def __init__(
         self,

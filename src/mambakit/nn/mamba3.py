@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mambakit import ops
 from mambakit.nn.linear import Linear
 from mambakit.nn.mamba2 import GatedRMSNorm
+from mambakit.nn.precision import KeepsFloat32
 from mambakit.ops import Mamba3State
 
 A_ACTIVATIONS = ("softplus", "rational")
@@ -44,7 +45,7 @@ class RMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight, eps=self.eps)
 
 
-class Mamba3(nn.Module):
+class Mamba3(KeepsFloat32):
     """Mamba-3: `y, state = mamba3(x, state)`.
 
     Args:
@@ -64,10 +65,12 @@ class Mamba3(nn.Module):
         output_norm: normalise y before the gate, head by head.
         norm_eps: added to the mean square in every RMS norm.
         chunk_size: of `ops.mamba3_scan`.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters; those beside projections and norms are float32 at least.
 
     Raises ValueError where the sizes don't divide, or for a choice that does not exist.
     """
+
+    in_float32 = ("D", "dt_bias", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
 
     def __init__(
         self,

@@ -55,9 +55,9 @@ class CompiledSteps:
 
     def __init__(self, layer: nn.Module, d_model: int, state: Any) -> None:
         with torch.inference_mode(False):  # which would let no one else change what it makes
-            self._state = tree_map(lambda part: part.detach().to(torch.float32, copy=True).contiguous(), state)
+            self._state = tree_map(lambda part: part.detach().to("cpu", torch.float32, copy=True).contiguous(), state)
             self._x, self._y = torch.zeros(2, tree_leaves(state)[0].shape[0], d_model)
-        self._stack = _build(layer, self._state, self._x, self._y)
+        self._stack = build(layer, self._state, self._x, self._y)
 
     @property
     def state(self) -> Any:
@@ -77,8 +77,11 @@ class CompiledSteps:
         return self._y.clone()
 
 
-def _build(layer: nn.Module, state: Any, x: Tensor, y: Tensor) -> Any:
-    """The native stack that steps `layer` from x to y and advances `state`, all in place."""
+def build(layer: nn.Module, state: Any, x: Tensor, y: Tensor) -> Any:
+    """The native stack that steps `layer` from x to y, both (batch, d_model), and advances `state`, all in place.
+
+    x, y and the state are float32 and contiguous.
+    """
     whole = isinstance(layer, Backbone)
     stack = native.Stack(x, y, **_norm(layer.norm_f if whole else None))
     parts: list[Any] = list(layer.layers) if whole else [layer]  # type: ignore[arg-type]

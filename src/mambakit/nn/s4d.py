@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit.nn.linear import Linear
+from mambakit.nn.precision import KeepsFloat32
 from mambakit.ops.packing import check_packing, sequence_bounds
 
 INITS = ("lin", "inv", "real", "legs")
@@ -48,7 +49,7 @@ def hippo_legs(d_state: int) -> tuple[Tensor, Tensor]:
     return -(root[:, None] * root).tril(-1) - torch.diag(torch.arange(1.0, d_state + 1, dtype=torch.float64)), root
 
 
-class S4D(nn.Module):
+class S4D(KeepsFloat32):
     """S4D with its activation and output mixing, glu(out_proj(gelu(y))): `y, state = s4d(x, state)`.
 
     Args:
@@ -59,8 +60,10 @@ class S4D(nn.Module):
             eigenvalues of the normal part of HiPPO-LegS, with its B. The others have B = 1.
         dt_min, dt_max: initial steps are drawn log-uniformly between these.
         bias: whether the out-projection has a bias.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters; those beside projections and norms are float32 at least.
     """
+
+    in_float32 = ("log_A_real", "A_imag", "B", "C", "D", "log_dt")
 
     def __init__(
         self,
@@ -111,17 +114,18 @@ class S4D(nn.Module):
         check_packing(x.shape[0], cu_seqlens)
         u = x.to(self.log_dt.dtype).transpose(1, 2)  # (batch, d_model, length)
         before = None if state is None else torch.view_as_complex(state.ssm)  # (sequences, d_model, d_state / 2)
-        log_Ab, Bb = self.discretised()
-        if cu_seqlens is None:
-            y, after = self._mix(u, before, log_Ab, Bb)
-        else:
-            bounds = sequence_bounds(x.shape[0], x.shape[1], cu_seqlens)
-            found = [
-                self._mix(u[:, :, first:last], None if before is None else before[s : s + 1], log_Ab, Bb)
-                for s, (first, last) in enumerate(itertools.pairwise(bounds))
-            ]
-            y = torch.cat([u[:, :, :0], *(y for y, _ in found)], dim=2)
-            after = torch.cat([Bb.new_empty(0, *Bb.shape), *(after for _, after in found)])
+        with torch.autocast(x.device.type, enabled=False):  # there are no complex numbers of half precision
+            log_Ab, Bb = self.discretised()
+            if cu_seqlens is None:
+                y, after = self._mix(u, before, log_Ab, Bb)
+            else:
+                bounds = sequence_bounds(x.shape[0], x.shape[1], cu_seqlens)
+                found = [
+                    self._mix(u[:, :, first:last], None if before is None else before[s : s + 1], log_Ab, Bb)
+                    for s, (first, last) in enumerate(itertools.pairwise(bounds))
+                ]
+                y = torch.cat([u[:, :, :0], *(y for y, _ in found)], dim=2)
+                after = torch.cat([Bb.new_empty(0, *Bb.shape), *(after for _, after in found)])
         y = F.gelu(y + self.D[:, None] * u).transpose(1, 2)  # (batch, length, d_model)
         return F.glu(self.out_proj(y.to(self.out_proj.weight.dtype))), S4DState(torch.view_as_real(after))
 

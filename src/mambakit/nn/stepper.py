@@ -73,7 +73,7 @@ class Stepper:
 
         Raises ValueError for the state of another kind of layer, or of another size or batch size.
         """
-        _check_alike(state, self._initial_state())
+        self._check(state)
         self._steps.load(state)
 
     def reset(self) -> None:
@@ -97,6 +97,7 @@ class Stepper:
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError("x requires a gradient, which steps do not record: call the layer itself, or detach x")
         if self._addresses() != self._bound_to:
+            self._check(self._steps.state)  # other parameters may have other sizes
             self._bind(self._steps.state)
         return self._steps.step(x)
 
@@ -126,6 +127,17 @@ class Stepper:
             raise ValueError("layer has no state to carry on from, and so can't be stepped")
         return state
 
+    def _check(self, state: Any) -> None:
+        """Raise ValueError unless `state` has the form of the layer's own, and its sizes."""
+        expected = self._initial_state()
+        if tree_structure(state) != tree_structure(expected):
+            raise ValueError(f"state must have the form {tree_structure(expected)}, got {tree_structure(state)}")
+        for (path, wanted), got in zip(tree_leaves_with_path(expected), tree_leaves(state), strict=True):
+            # An axis that is empty in the state of an empty sequence grows with the past, as an attention's does.
+            sizes = tuple(size if first else 0 for size, first in zip(got.shape, wanted.shape, strict=False))
+            if got.dim() != wanted.dim() or sizes != tuple(wanted.shape):
+                raise ValueError(f"state{keystr(path)} must have shape {tuple(wanted.shape)}, got {tuple(got.shape)}")
+
 
 class _LayerSteps:
     """Steps taken by the layer itself."""
@@ -135,7 +147,8 @@ class _LayerSteps:
         self.load(state)
 
     def load(self, state: Any) -> None:
-        self.state = tree_map(torch.detach, state)
+        device = next(self._layer.parameters()).device
+        self.state = tree_map(lambda part: part.detach().to(device), state)
 
     def step(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -152,16 +165,3 @@ def _width(layer: Any) -> int:
 def _as_input(layer: Any, x: Tensor) -> Tensor:
     """`x` in the dtype that the layer expects; blocks convert theirs, so that their residual stays wide."""
     return x if isinstance(layer, Backbone | Block) else x.to(layer.in_proj.weight.dtype)
-
-
-def _check_alike(state: Any, expected: Any) -> None:
-    """Raise ValueError unless `state` has the form of the empty sequence's state `expected`, and its sizes.
-
-    An axis without entries there counts the past of an attention, and may have any size.
-    """
-    if tree_structure(state) != tree_structure(expected):
-        raise ValueError(f"state must have the form {tree_structure(expected)}, got {tree_structure(state)}")
-    for (path, wanted), got in zip(tree_leaves_with_path(expected), tree_leaves(state), strict=True):
-        sizes = tuple(size if wanted_size else 0 for size, wanted_size in zip(got.shape, wanted.shape, strict=False))
-        if got.dim() != wanted.dim() or sizes != tuple(wanted.shape):
-            raise ValueError(f"state{keystr(path)} must have shape {tuple(wanted.shape)}, got {tuple(got.shape)}")

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from mambakit.ops import dispatch
 from mambakit.ops.causal_conv1d import causal_conv1d
+from mambakit.ops.mamba3_inputs import Mamba3State
 from mambakit.ops.mamba3_scan import mamba3_scan
 from mambakit.ops.selective_scan import selective_scan
 from mambakit.ops.ssd import ssd
@@ -109,8 +111,8 @@ def _mamba3(backend: str, device: str, generator: torch.Generator) -> tuple[Tens
     leaves[2] = -leaves[2].abs()
 
     def run(*leaves: Tensor) -> tuple[Tensor, Tensor]:
-        result = mamba3_scan(*leaves, dt_softplus=True, return_final_state=True, backend=backend)
-        return result[0], result[1].ssm
+        y, state = mamba3_scan(*leaves, dt_softplus=True, return_final_state=True, backend=backend)
+        return y, cast(Mamba3State, state).ssm
 
     return _with_gradients(run, leaves)
 
