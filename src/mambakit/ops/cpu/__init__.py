@@ -4,13 +4,13 @@
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
 from mambakit.ops.packing import sequence_bounds
 
-native: ModuleType
+native: Any = None
 try:
     native = importlib.import_module("mambakit._native")
     AVAILABLE, WHY_MISSING = True, ""
