@@ -1,8 +1,7 @@
 // Causal depthwise convolution, forward and backward: ops/reference/causal_conv1d.py is the definition.
 //
-// Rows are streamed whole, all channels of a step at a time; a task is a span of steps of one sequence. The spans do not
-// depend on the number of threads, and neither does the order in which weight gradients are summed.
-#include "kernels.hpp"
+// Rows are streamed whole, all channels of a step at a time; a task is a span of steps of one sequence. The spans do
+// not depend on the number of threads, and neither does the order in which weight gradients are summed.
 #include "rows.hpp"
 #include "scratch.hpp"
 
@@ -12,17 +11,7 @@ namespace {
 
 constexpr int64_t span_size = 128;  // steps of a task
 
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t channels) { return ceil_divide(channels, 64) * 64; }
-
-template <typename T>
-const T *row_of(const Rows &rows, int64_t entry, int64_t time) {
-  return static_cast<const T *>(rows.data) + entry * rows.batch_stride + time * rows.time_stride;
-}
-template <typename T>
-T *writable_row_of(const Rows &rows, int64_t entry, int64_t time) {
-  return static_cast<T *>(rows.data) + entry * rows.batch_stride + time * rows.time_stride;
-}
 
 // The tasks: sequence s owns the spans [first(s), first(s + 1)), of which the longest is span_size steps.
 struct Span {
@@ -46,7 +35,8 @@ template <typename T, typename S>
 void read_input(const Convolution &p, int64_t s, int64_t time, S *row) {
   const int64_t channels = p.channels, kept = p.width - 1;
   if (time >= 0) {
-    read_row(row_of<T>(p.x, p.sequences.entry(s), p.sequences.start(s) + time), int(channels), int(padded(channels)), row);
+    read_row(row_of<const T>(p.x, p.sequences.entry(s), p.sequences.start(s) + time), int(channels),
+             int(padded(channels)), row);
   } else if (p.initial_state) {
     const T *state = static_cast<const T *>(p.initial_state) + (s * kept + kept + time) * channels;
     read_row(state, int(channels), int(padded(channels)), row);
@@ -119,7 +109,7 @@ void forward(const Convolution &p) {
         store(y + c, sum);
       }
       write_row(y, int(p.channels),
-                writable_row_of<T>(p.y, p.sequences.entry(span.sequence), p.sequences.start(span.sequence) + t));
+                row_of<T>(p.y, p.sequences.entry(span.sequence), p.sequences.start(span.sequence) + t));
     }
   }
   for (int64_t s = 0; s < p.sequences.count; ++s) write_final_state<T>(p, s, scratch.part(0));
@@ -135,7 +125,8 @@ void read_sum_gradient(const ConvolutionBackward &q, int64_t s, int64_t t, const
     for (int64_t c = 0; c < stride; ++c) grad[c] = S(0);
     return;
   }
-  read_row(row_of<T>(q.grad_y, p.sequences.entry(s), p.sequences.start(s) + t), int(p.channels), int(stride), grad);
+  read_row(row_of<const T>(q.grad_y, p.sequences.entry(s), p.sequences.start(s) + t), int(p.channels), int(stride),
+           grad);
   if (!p.silu) return;
   for (int64_t c = 0; c < stride; c += lanes<S>) {
     const Vec<S> sum = convolve(window, taps, p.width, stride, t, c), on = sigmoid<S>(sum);
@@ -151,7 +142,8 @@ void input_gradient(const ConvolutionBackward &q, int64_t s, int64_t time, const
   const int64_t stride = padded(p.channels), kept = p.width - 1, size = p.sequences.size(s);
   const int64_t place = time - (size - kept);  // in the final state
   if (q.grad_final_state && place >= 0 && place < kept)
-    read_row(static_cast<const T *>(q.grad_final_state) + (s * kept + place) * p.channels, int(p.channels), int(stride), row);
+    read_row(static_cast<const T *>(q.grad_final_state) + (s * kept + place) * p.channels, int(p.channels),
+             int(stride), row);
   else
     for (int64_t c = 0; c < stride; ++c) row[c] = S(0);
   const int64_t first = time < 0 ? -time : 0;  // sums of steps before the first do not exist
@@ -190,7 +182,7 @@ void backward_span(const ConvolutionBackward &q, const Span &span, const S *taps
     const int64_t time = t - (width - 1);
     if (time < span.begin) continue;
     input_gradient<T>(q, s, time, grads, taps, row);
-    write_row(row, int(p.channels), writable_row_of<T>(q.grad_x, p.sequences.entry(s), p.sequences.start(s) + time));
+    write_row(row, int(p.channels), row_of<T>(q.grad_x, p.sequences.entry(s), p.sequences.start(s) + time));
   }
 }
 

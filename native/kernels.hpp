@@ -68,9 +68,8 @@ struct ConvolutionBackward {
 };
 
 // The recurrence of Mamba-2 and Mamba-3. v, k, q, z and y are of `dtype`; log_decay, scale and own
-// (batch, length, heads), D (heads, headdim) and the states (sequences or slots, heads, headdim, state) are float (double
-// for float64). Null where absent: own is then
-// scale. z needs rank 1.
+// (batch, length, heads), D (heads, headdim) and the states (sequences or slots, heads, headdim, state) are float
+// (double for float64). Null where absent: own is then scale. z needs rank 1.
 struct LinearRecurrence {
   Dtype dtype;
   Sequences sequences;

@@ -10,7 +10,6 @@
 //     y_t = P_t (s_0 q_t) + own_t (k_t . q_t) v_t + sum_{j < t} E_tj (k_j . q_t) scale_j v_j
 //     E_tj = a_{j+1} ... a_t,   P_t = a_1 ... a_t
 //     s_4 = P_4 s_0 + sum_j E_4j scale_j v_j k_j^T
-#include "kernels.hpp"
 #include "rows.hpp"
 #include "scratch.hpp"
 
@@ -21,14 +20,6 @@ namespace {
 constexpr int steps_per_pass = 4, least_steps_for_a_pass = 2;
 template <typename S>
 constexpr int block_size = 4 * lanes<S>;  // channels of a task
-
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <typename T>
-T *row_of(const Rows &rows, int64_t entry, int64_t time, int64_t rank, int64_t group) {
-  return static_cast<T *>(rows.data) + entry * rows.batch_stride + time * rows.time_stride + rank * rows.rank_stride +
-         group * rows.group_stride;
-}
 
 struct Task {
   int64_t sequence, head, first;  // channels [first, first + count) of the head
@@ -86,7 +77,8 @@ void read_row_of_pass(const LinearRecurrence &p, const Task &task, int64_t time,
 // A row that changes nothing: the pass has fewer steps than it has room for.
 template <typename S>
 void idle_row_of_pass(int64_t row, int64_t N, const Pass<S> &pass) {
-  for (int64_t c = row * block_size<S>; c < (row + 1) * block_size<S>; ++c) pass.v[c] = pass.scaled[c] = pass.y[c] = S(0);
+  for (int64_t c = row * block_size<S>; c < (row + 1) * block_size<S>; ++c)
+    pass.v[c] = pass.scaled[c] = pass.y[c] = S(0);
   for (int64_t n = 0; n < N; ++n) pass.k[row * N + n] = pass.q[row * N + n] = S(0);
   pass.decay[row] = S(1);
   pass.own[row] = S(0);
@@ -257,7 +249,8 @@ void run(const LinearRecurrence &p) {
 #pragma omp parallel for num_threads(p.threads) schedule(dynamic)
   for (int64_t i = 0; i < tasks; ++i) {
     const int64_t first = i % blocks * block_size<S>, left = p.headdim - first;
-    const Task task{i / blocks / p.heads, i / blocks % p.heads, first, int(left < block_size<S> ? left : block_size<S>)};
+    const int count = int(left < block_size<S> ? left : block_size<S>);
+    const Task task{i / blocks / p.heads, i / blocks % p.heads, first, count};
     run_task<T, S>(p, task, scratch.mine());
   }
 }

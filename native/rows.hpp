@@ -1,6 +1,7 @@
 // Rows of a tensor: read into and written from arrays of the type that sums are made in.
 #pragma once
 
+#include "kernels.hpp"
 #include "vector.hpp"
 
 namespace mambakit {
@@ -69,6 +70,15 @@ T narrow(double x);
 template <>
 MAMBAKIT_INLINE double narrow<double>(double x) {
   return x;
+}
+
+MAMBAKIT_INLINE int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The row of one step of a batch's entry, for one rank and group where the tensor has such axes.
+template <typename T>
+MAMBAKIT_INLINE T *row_of(const Rows &rows, int64_t entry, int64_t time, int64_t rank = 0, int64_t group = 0) {
+  return static_cast<T *>(rows.data) + entry * rows.batch_stride + time * rows.time_stride + rank * rows.rank_stride +
+         group * rows.group_stride;
 }
 
 // Asks for a row ahead of its use. Rows of a block lie a whole step apart, which the processor's own prefetching of

@@ -7,7 +7,6 @@
 // number of threads, so results are equal bit for bit whatever that number is.
 #include <initializer_list>
 
-#include "kernels.hpp"
 #include "rows.hpp"
 #include "scratch.hpp"
 
@@ -19,21 +18,12 @@ template <typename S>
 constexpr int block_size = 4 * lanes<S>;  // channels of a task
 constexpr int64_t ahead = 8;              // steps between asking for a row and using it
 
-template <typename T>
-const T *row_of(const Rows &rows, int64_t entry, int64_t time) {
-  return static_cast<const T *>(rows.data) + entry * rows.batch_stride + time * rows.time_stride;
-}
-template <typename T>
-T *writable_row_of(const Rows &rows, int64_t entry, int64_t time) {
-  return static_cast<T *>(rows.data) + entry * rows.batch_stride + time * rows.time_stride;
-}
-
 // Asks for the rows of a block that step `time` will use.
 template <typename T>
 MAMBAKIT_INLINE void prefetch(std::initializer_list<const Rows *> inputs, int64_t entry, int64_t time, int64_t first,
                               int count) {
   for (const Rows *rows : inputs)
-    if (rows->data) prefetch_row(row_of<T>(*rows, entry, time) + first, count);
+    if (rows->data) prefetch_row(row_of<const T>(*rows, entry, time) + first, count);
 }
 
 // The channels [first, first + count) of one group.
@@ -41,8 +31,6 @@ struct Block {
   int64_t group, first;
   int count;
 };
-
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The parameters of a block, channels last, padded with zeros.
 template <typename S>
@@ -111,11 +99,11 @@ void forward_block(const ScanForward &p, int64_t s, const Block &block, S *memor
         write_row(h + n * K, block.count, checkpoint<S>(p, p.sequences.slot(s, p.chunk) + t / p.chunk, n, block));
     if (t + ahead < size)
       prefetch<T>({&p.u, &p.delta, &p.z, &p.out}, entry, start + t + ahead, block.first, block.count);
-    read_row(row_of<T>(p.u, entry, start + t) + block.first, block.count, K, u);
-    read_row(row_of<T>(p.delta, entry, start + t) + block.first, block.count, K, dt);
-    if (p.z.data) read_row(row_of<T>(p.z, entry, start + t) + block.first, block.count, K, z);
-    read_row(row_of<T>(p.B, entry, start + t) + block.group * p.B.group_stride, int(N), int(N), B);
-    read_row(row_of<T>(p.C, entry, start + t) + block.group * p.C.group_stride, int(N), int(N), C);
+    read_row(row_of<const T>(p.u, entry, start + t) + block.first, block.count, K, u);
+    read_row(row_of<const T>(p.delta, entry, start + t) + block.first, block.count, K, dt);
+    if (p.z.data) read_row(row_of<const T>(p.z, entry, start + t) + block.first, block.count, K, z);
+    read_row(row_of<const T>(p.B, entry, start + t) + block.group * p.B.group_stride, int(N), int(N), B);
+    read_row(row_of<const T>(p.C, entry, start + t) + block.group * p.C.group_stride, int(N), int(N), C);
 
     Vec<S> step[vectors], input[vectors], y[vectors];
     for (int i = 0; i < vectors; ++i) {
@@ -141,7 +129,7 @@ void forward_block(const ScanForward &p, int64_t s, const Block &block, S *memor
       }
       store(u + i * V, y[i]);
     }
-    write_row(u, block.count, writable_row_of<T>(p.out, entry, start + t) + block.first);
+    write_row(u, block.count, row_of<T>(p.out, entry, start + t) + block.first);
   }
   write_states(h, s, p, block, p.final_state);
 }
@@ -222,12 +210,12 @@ void recompute_chunk(const ScanBackward &q, int64_t s, const Block &block, int64
     S *after = m.states + (t + 1) * N * K, *decay = m.decays + t * N * K;
     if (t + ahead < steps)
       prefetch<T>({&p.u, &p.delta, &p.z, &q.grad_out, &q.grad_z}, entry, start + t + ahead, block.first, block.count);
-    read_row(row_of<T>(p.u, entry, start + t) + block.first, block.count, K, u);
-    read_row(row_of<T>(p.delta, entry, start + t) + block.first, block.count, K, dt);
-    read_row(row_of<T>(q.grad_out, entry, start + t) + block.first, block.count, K, dy);
-    if (p.z.data) read_row(row_of<T>(p.z, entry, start + t) + block.first, block.count, K, m.row);
-    read_row(row_of<T>(p.B, entry, start + t) + block.group * p.B.group_stride, int(N), int(N), B);
-    read_row(row_of<T>(p.C, entry, start + t) + block.group * p.C.group_stride, int(N), int(N), C);
+    read_row(row_of<const T>(p.u, entry, start + t) + block.first, block.count, K, u);
+    read_row(row_of<const T>(p.delta, entry, start + t) + block.first, block.count, K, dt);
+    read_row(row_of<const T>(q.grad_out, entry, start + t) + block.first, block.count, K, dy);
+    if (p.z.data) read_row(row_of<const T>(p.z, entry, start + t) + block.first, block.count, K, m.row);
+    read_row(row_of<const T>(p.B, entry, start + t) + block.group * p.B.group_stride, int(N), int(N), B);
+    read_row(row_of<const T>(p.C, entry, start + t) + block.group * p.C.group_stride, int(N), int(N), C);
 
     Vec<S> step[vectors], input[vectors], y[vectors];
     for (int i = 0; i < vectors; ++i) {
@@ -262,7 +250,7 @@ void recompute_chunk(const ScanBackward &q, int64_t s, const Block &block, int64
         store(dy + v, grad * gate * on);
         store(m.row + v, grad * y[i] * on * (fill(S(1)) + gate * (fill(S(1)) - on)));
       }
-    if (p.z.data) write_row(m.row, block.count, writable_row_of<T>(q.grad_z, entry, start + t) + block.first);
+    if (p.z.data) write_row(m.row, block.count, row_of<T>(q.grad_z, entry, start + t) + block.first);
   }
 }
 
@@ -315,8 +303,8 @@ void sweep_chunk(const ScanBackward &q, int64_t s, const Block &block, int64_t f
       store(m.grad_bias + v, load(m.grad_bias + v) + grad_dt);
       store(m.grad_D + v, load(m.grad_D + v) + dy[i] * x[i]);
     }
-    write_row(m.row, block.count, writable_row_of<T>(q.grad_delta, entry, start + t) + block.first);
-    write_row(m.other, block.count, writable_row_of<T>(q.grad_u, entry, start + t) + block.first);
+    write_row(m.row, block.count, row_of<T>(q.grad_delta, entry, start + t) + block.first);
+    write_row(m.other, block.count, row_of<T>(q.grad_u, entry, start + t) + block.first);
   }
 }
 
@@ -376,7 +364,7 @@ void write_shared(const S *parts, int64_t slices, const ScanForward &p, const Ro
 #pragma omp parallel for num_threads(p.threads) schedule(static)
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t g = 0; g < p.groups; ++g) {
-      T *to = writable_row_of<T>(target, r / p.sequences.length, r % p.sequences.length) + g * target.group_stride;
+      T *to = row_of<T>(target, r / p.sequences.length, r % p.sequences.length) + g * target.group_stride;
       for (int64_t n = 0; n < p.state; ++n) {
         S total = S(0);
         for (int64_t slice = 0; slice < slices; ++slice) total += parts[(slice * rows + r) * row + g * p.state + n];

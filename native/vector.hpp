@@ -134,8 +134,8 @@ MAMBAKIT_INLINE float sum_of_lanes<float>(Vec<float> v) {
 }
 #endif
 
-// 2^x. For float: x = n + f with n whole and |f| <= 1/2; 2^f by the polynomial of degree 6 with the least relative error
-// (2e-9 before rounding), 2^n by placing n in the exponent. 0 far below, infinity far above, NaN for NaN.
+// 2^x. For float: x = n + f with n whole and |f| <= 1/2; 2^f by the polynomial of degree 6 with the least relative
+// error (2e-9 before rounding), 2^n by placing n in the exponent. 0 far below, infinity far above, NaN for NaN.
 MAMBAKIT_INLINE Vec<float> exp2(Vec<float> x) {
   constexpr float c1 = 0.693147203f, c2 = 0.240226479f, c3 = 0.0555033247f, c4 = 0.00961843736f, c5 = 0.00133988744f,
                   c6 = 0.000153533619f;
