@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mambakit import ops
+from mambakit.nn.initial_steps import initial_dt_bias
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
 
@@ -97,9 +98,8 @@ class Mamba(KeepsFloat32):
         self.D = nn.Parameter(torch.ones(self.d_inner, dtype=wide, device=device))
         spread = self.dt_rank**-0.5 * dt_scale
         nn.init.uniform_(self.dt_proj.weight, -spread, spread)
-        low, high = math.log(dt_min), math.log(dt_max)
-        dt = torch.exp(torch.rand(self.d_inner, device=device) * (high - low) + low).clamp(min=dt_init_floor).to(wide)
-        self.dt_proj.bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of which is dt
+        bias_of_dt = initial_dt_bias(self.d_inner, dt_min, dt_max, dt_init_floor, device=device, dtype=wide)
+        self.dt_proj.bias = nn.Parameter(bias_of_dt)
         for parameter in (self.A_log, self.D, self.dt_proj.bias):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 

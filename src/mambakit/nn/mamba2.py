@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mambakit import ops
+from mambakit.nn.initial_steps import initial_dt_bias
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
 
@@ -141,9 +142,9 @@ class Mamba2(KeepsFloat32):
         self.out_proj = Linear(self.d_inner, d_model, bias=bias, **made)
 
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        low, high = math.log(dt_min), math.log(dt_max)
-        dt = torch.exp(torch.rand(self.heads, dtype=wide, device=device) * (high - low) + low).clamp(min=dt_init_floor)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of which is dt
+        self.dt_bias = nn.Parameter(
+            initial_dt_bias(self.heads, dt_min, dt_max, dt_init_floor, device=device, dtype=wide)
+        )
         self.A_log = nn.Parameter(torch.empty(self.heads, dtype=wide, device=device).uniform_(*A_init_range).log())
         self.D = nn.Parameter(torch.ones(self.d_inner if D_has_hdim else self.heads, dtype=wide, device=device))
         for parameter in (self.A_log, self.D, self.dt_bias):

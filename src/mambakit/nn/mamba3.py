@@ -10,7 +10,6 @@ There is no convolution and no parameter A: the decay, like everything else, is 
 have the names and shapes of the public checkpoints, and their initial values.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit import ops
+from mambakit.nn.initial_steps import initial_dt_bias
 from mambakit.nn.linear import Linear
 from mambakit.nn.mamba2 import GatedRMSNorm
 from mambakit.nn.precision import KeepsFloat32
@@ -105,9 +105,7 @@ class Mamba3(KeepsFloat32):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         wide_made: dict[str, Any] = {"device": device, "dtype": wide}
-        dt = torch.exp(torch.empty(self.heads, **wide_made).uniform_(math.log(dt_min), math.log(dt_max)))
-        dt = dt.clamp(min=dt_init_floor)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus of which is dt
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.heads, dt_min, dt_max, dt_init_floor, **wide_made))
         self.B_bias = nn.Parameter(torch.ones(self.heads, mimo_rank, d_state, **wide_made))
         self.C_bias = nn.Parameter(torch.ones(self.heads, mimo_rank, d_state, **wide_made))
         self.mimo_x: nn.Parameter | None = None
