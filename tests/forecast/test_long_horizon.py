@@ -14,6 +14,7 @@ from mambakit.forecast.long_horizon import (
     LongHorizonConfig,
     LongHorizonModel,
     SeriesWindows,
+    believable_share,
     mean_errors,
     solve_ridge,
     train_long_horizon,
@@ -63,6 +64,22 @@ def test_training_starts_from_the_ridge_and_never_ends_worse_on_validation() -> 
     start = result.record.history[0]["validation_loss"]
     assert start == pytest.approx(mean_errors(alone, unseen)[0], rel=1e-4)
     assert result.record.best_validation_loss <= start
+
+
+def test_a_sure_correction_is_believed_and_a_chance_one_is_not() -> None:
+    generator = np.random.default_rng(0)
+    correction = generator.standard_normal(600)
+    noise = generator.standard_normal(600)
+    assert believable_share(correction * (0.8 * correction + 0.1 * noise), correction**2, 10) == pytest.approx(
+        0.8, abs=0.05
+    )
+    chances = []
+    for _ in range(200):
+        correction, noise = generator.standard_normal((2, 60))
+        chances.append(believable_share(correction * noise, correction**2, 20))
+    assert np.mean(np.array(chances) == 0) > 0.75  # three blocks: one in six passes one standard error
+    assert believable_share(np.zeros(10), np.zeros(10), 2) == 0
+    assert believable_share(np.ones(3), np.ones(3), 2) == 0  # one block says nothing about chance
 
 
 def test_mamba_alone_learns_what_the_level_misses() -> None:

@@ -1,11 +1,12 @@
 """Many steps ahead for several channels at once: a linear map of the window, and what a Mamba adds to it.
 
     level = mean of the window,   scale = its standard deviation       for each channel
-    y     = level + R (x - level) + scale W backbone(patches((x - level) / scale))_last
+    y     = level + R (x - level) + k scale W backbone(patches((x - level) / scale))_last
 
 R (horizon, lookback) is shared by the channels and solved in closed form, a ridge regression whose penalty the
-validation part chooses. W starts at zero, so training starts from the ridge's forecast, and the epoch that is kept is
-never worse on the validation part than that. Subtracting the level is what RevIN does (Kim et al., 2022), patches are
+validation part chooses. W starts at zero, so training starts from the ridge's forecast. k, 1 while training, is then
+how much of the Mamba's correction the validation part bears out: a part of four months holds three forecasts of 720
+hours that do not overlap, and in so few a chance correction looks good half of the time. Subtracting the level is what RevIN does (Kim et al., 2022), patches are
 PatchTST's (arXiv 2211.14730); that a linear map is hard to beat on such data was shown by DLinear (arXiv 2205.13504).
 """
 
@@ -27,6 +28,7 @@ from mambakit.training import TrainingConfig, TrainingRecord, fit
 PENALTIES = (1e1, 1e2, 1e3, 1e4, 3e4, 1e5)  # of the ridge, in units of squared standardised values
 _SMALLEST_SCALE = 1e-3  # of a window that stands still, in units of the standardised values
 _WINDOWS_AT_ONCE = 256
+_ONE_SIGMA = 0.8413  # of a normal distribution lies below one standard deviation
 
 LONG_HORIZON_TRAINING = TrainingConfig.model_validate(
     {"epochs": 5, "batch_size": 128, "patience": 2, "learning_rate": 2e-4, "weight_decay": 0.05}
@@ -74,6 +76,7 @@ class LongHorizonModel(nn.Module):
     """
 
     linear: Tensor
+    shrinkage: Tensor
 
     def __init__(self, config: LongHorizonConfig) -> None:
         super().__init__()
@@ -87,6 +90,7 @@ class LongHorizonModel(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.register_buffer("linear", torch.zeros(config.horizon, config.lookback))  # R, solved and not trained
+        self.register_buffer("shrinkage", torch.ones(()))  # k
 
     def forward(self, x: Tensor) -> Tensor:
         """Windows (batch, lookback, channels) to forecasts (batch, horizon, channels), in the unit of the windows."""
@@ -100,7 +104,7 @@ class LongHorizonModel(nn.Module):
         embedded = self.dropout(self.embedding(patches) + self.position)  # (batch, channels, patches, d_model)
         hidden, _ = self.backbone(embedded.flatten(0, 1))
         last = hidden[:, -1].unflatten(0, x.shape[:2])  # (batch, channels, d_model)
-        y = level + F.linear(centred, self.linear) + scale * self.head(self.dropout(last))
+        y = level + F.linear(centred, self.linear) + self.shrinkage * scale * self.head(self.dropout(last))
         return y.transpose(1, 2)
 
 
@@ -140,7 +144,10 @@ class SeriesWindows:
 
 @dataclass(frozen=True)
 class LongHorizonResult:
-    """A trained model, and the record of its training, whose epoch 0 is the ridge alone (or, without it, the level)."""
+    """A trained model, and the record of its training, whose epoch 0 is the ridge alone (or, without it, the level).
+
+    The record's losses are those of the whole correction, before it is shrunk.
+    """
 
     model: LongHorizonModel
     record: TrainingRecord
@@ -173,6 +180,8 @@ def train_long_horizon(
     model = LongHorizonModel(config)
     penalty = solve_ridge(model, known, unseen) if config.linear else None
     record = fit(model, _squared_error, known, unseen, training, run_dir=run_dir, quiet=quiet)
+    if config.linear:
+        _shrink(model, unseen)
     return LongHorizonResult(model, record, penalty)
 
 
@@ -219,3 +228,41 @@ def mean_errors(model: nn.Module, windows: SeriesWindows) -> tuple[float, float]
 def _squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     x, y = batch
     return F.mse_loss(model(x), y), {}
+
+
+@torch.no_grad()
+def _shrink(model: LongHorizonModel, unseen: SeriesWindows) -> None:
+    """Set k to the share of the correction that serves the validation part best, less its standard error."""
+    device = model.linear.device
+    met, power = [], []  # of each window: correction * residual of the ridge, and correction^2
+    for indices in unseen.batches():
+        x, y = (part.to(device) for part in unseen.batch(indices))
+        model.shrinkage.fill_(0.0)
+        ridge = model(x)
+        model.shrinkage.fill_(1.0)
+        correction = model(x) - ridge
+        met.append((correction * (y - ridge)).mean((1, 2)).double().cpu())
+        power.append(correction.square().mean((1, 2)).double().cpu())
+    products, squares = torch.cat(met).numpy(), torch.cat(power).numpy()
+    model.shrinkage.fill_(believable_share(products, squares, model.config.horizon))
+
+
+def believable_share(products: np.ndarray, squares: np.ndarray, horizon: int) -> float:
+    """How much of a correction to believe, from 0 to 1: the best share of it, less its standard error.
+
+    The best share k minimises the sum of (residual - k correction)^2 over the windows. Its error comes from the means
+    of blocks of `horizon` windows, which hardly overlap; for few blocks it is widened as Student's t asks.
+
+    Args:
+        products: (windows,) means over a window of correction * residual, in the order of time.
+        squares: (windows,) means of correction^2.
+    """
+    from scipy.stats import t
+
+    blocks, power = len(squares) // horizon, float(squares.mean())
+    if blocks < 2 or power == 0.0:
+        return 0.0
+    best = float(products.mean()) / power
+    left = (products - best * squares)[-blocks * horizon :].reshape(blocks, horizon).mean(axis=1)
+    error = float(left.std(ddof=1)) / np.sqrt(blocks) / power
+    return float(np.clip(best - t.ppf(_ONE_SIGMA, blocks - 1) * error, 0.0, 1.0))
