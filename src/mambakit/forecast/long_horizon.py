@@ -6,8 +6,10 @@
 R (horizon, lookback) is shared by the channels and solved in closed form, a ridge regression whose penalty the
 validation part chooses. W starts at zero, so training starts from the ridge's forecast. k, 1 while training, is then
 how much of the Mamba's correction the validation part bears out: a part of four months holds three forecasts of 720
-hours that do not overlap, and in so few a chance correction looks good half of the time. Subtracting the level is what RevIN does (Kim et al., 2022), patches are
-PatchTST's (arXiv 2211.14730); that a linear map is hard to beat on such data was shown by DLinear (arXiv 2205.13504).
+hours that do not overlap, and in so few a chance correction looks good half of the time.
+
+Subtracting the level is what RevIN does (Kim et al., 2022), patches are PatchTST's (arXiv 2211.14730); that a linear
+map is hard to beat on such data was shown by DLinear (arXiv 2205.13504).
 """
 
 from collections.abc import Sequence
