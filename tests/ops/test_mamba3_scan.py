@@ -354,6 +354,23 @@ def test_chunk_size_does_not_change_the_result(rank: int | None) -> None:
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_cpu_backend_gives_the_same_bits_for_any_number_of_threads(rank: int | None) -> None:
+    tensors = {name: t.requires_grad_() for name, t in make(1, 90, 6, 16, 32, 2, rank, pairs=8).items()}
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            outputs = scan(**tensors, backend="cpu")
+            grads = torch.autograd.grad(sum(t.square().sum() for t in outputs), list(tensors.values()))
+            found.append((*outputs, *grads))
+    finally:
+        torch.set_num_threads(threads)
+    for others in found[1:]:
+        for name, a, b in zip(("y", "cos", "sin", "ssm", "k", "v", *tensors), found[0], others, strict=True):
+            assert torch.equal(a, b), name
+
+
 # Steps, dtypes, operators.
 
 
