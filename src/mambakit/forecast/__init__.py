@@ -1,7 +1,9 @@
 """Multi-horizon price forecasting: returns are predicted, prices derived, and every claim is held against baselines.
 
-    prices      daily adjusted closes, and the built-in ones        quality     are they fit to be forecast
-    features    what the model sees of a day                        volatility  the unit in which it learns returns
+    prices      daily adjusted closes, and fetching them            sources     where they come from
+    symbols     lists of symbols                                    quality     are prices fit to be forecast
+    splits      splits that look like crashes                       volatility  the unit in which returns are learnt
+    features    what the model sees of a day
     windows     samples, targets, the purged split, the scaler      dataset     all of these for one series
     model       the network                                         train       its training, one symbol
     baselines   who it has to beat                                  evaluation  by how much, and significance: surely?
@@ -25,8 +27,14 @@ if TYPE_CHECKING:
     from mambakit.forecast.predictor import MambaPredictor as MambaPredictor
     from mambakit.forecast.prices import PriceSeries as PriceSeries
     from mambakit.forecast.prices import fetch_historical_prices as fetch_historical_prices
+    from mambakit.forecast.prices import fetch_historical_prices_async as fetch_historical_prices_async
     from mambakit.forecast.quality import validate_data_quality as validate_data_quality
     from mambakit.forecast.registry import ModelRegistry as ModelRegistry
+    from mambakit.forecast.sources import PriceSource as PriceSource
+    from mambakit.forecast.sources import open_source as open_source
+    from mambakit.forecast.sources.frames import read_frame as read_frame
+    from mambakit.forecast.symbols import TIER_1 as TIER_1
+    from mambakit.forecast.symbols import parse_symbols as parse_symbols
     from mambakit.forecast.train import train_single_symbol as train_single_symbol
     from mambakit.forecast.windows import SequenceGenerator as SequenceGenerator
 
@@ -41,8 +49,14 @@ _HOME = {
     "MambaPredictor": "predictor",
     "PriceSeries": "prices",
     "fetch_historical_prices": "prices",
+    "fetch_historical_prices_async": "prices",
     "validate_data_quality": "quality",
     "ModelRegistry": "registry",
+    "PriceSource": "sources",
+    "open_source": "sources",
+    "read_frame": "sources.frames",
+    "TIER_1": "symbols",
+    "parse_symbols": "symbols",
     "train_single_symbol": "train",
     "SequenceGenerator": "windows",
 }
