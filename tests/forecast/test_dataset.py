@@ -58,12 +58,21 @@ def test_minimum_days_is_the_least_that_can_be_split(make_series, small_config) 
         prepare_series(make_series(days - 1), small_config)
 
 
-@pytest.mark.parametrize(("value", "words"), [(np.nan, "missing"), (0.0, "not positive"), (-1.0, "not positive")])
+@pytest.mark.parametrize(("value", "words"), [(np.inf, "infinite"), (0.0, "not positive"), (-1.0, "not positive")])
 def test_impossible_prices_are_refused(make_series, small_config, value: float, words: str) -> None:
     series = make_series()
     series.prices[123] = value
     with pytest.raises(DataError, match=words):
         prepare_series(series, small_config)
+
+
+def test_days_without_a_price_are_left_out_and_counted(make_series, small_config) -> None:
+    series = make_series()
+    series.prices[123] = np.nan
+    with pytest.warns(UserWarning, match="WALK: 1 of 460 days have no price and are left out"):
+        prepared = prepare_series(series, small_config)
+    assert series.dates[123] not in prepared.series.dates
+    assert len(prepared.series) == 459
 
 
 def test_volume_is_a_feature_only_where_it_is_asked_for(make_series, small_config) -> None:

@@ -115,7 +115,7 @@ def prepare_series(series: PriceSeries, config: MambaConfig) -> PreparedSeries:
             f"{series.symbol}: {len(series)} days of prices are too few, at least {needed} are needed for windows of "
             f"{config.sequence_length} days and a horizon of {config.longest_horizon}"
         )
-    require_quality(series, min_samples=needed)
+    series = require_quality(series, min_samples=needed)
     raw = raw_features(series, config)
     generator = SequenceGenerator(config.sequence_length, config.prediction_horizons)
     origins = generator.origins(raw)

@@ -66,7 +66,7 @@ def forecast_series(saved: SavedForecaster, series: PriceSeries, current_price: 
         DataError: the series is shorter than a window and its warm-up, incomplete, or not positive.
     """
     config = saved.config
-    require_quality(series, min_samples=feature_engineer(config).warm_up + config.sequence_length)
+    series = require_quality(series, min_samples=feature_engineer(config).warm_up + config.sequence_length)
     if current_price is not None and not (np.isfinite(current_price) and current_price > 0):
         raise DataError(f"current_price must be positive and finite, got {current_price}")
     window = saved.scaler.transform(raw_features(series, config)[-config.sequence_length :])
