@@ -6,8 +6,9 @@ Everything heavy is imported inside the commands, so that help and predictions c
 import json
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mambakit.training import TrainingConfig
 
 TEST_SYMBOLS = ("AAPL", "MSFT", "GOOGL")
+_SOURCE_HELP = "Where prices come from: builtin, skfolio, yahoo, or a folder or file of CSV or Parquet."
+_SYMBOLS_HELP = "Symbols, such as AAPL,IBM; TIER_1 for fifty large US shares; @FILE for a list in a file."
 _PIPE_WIDTH = 120  # columns of a table where there is no terminal to ask
 
 app = typer.Typer(
@@ -39,6 +42,10 @@ Three symbols, all defaults:
 Symbols of your choice, more briefly:
 
   mambakit forecast train --symbols AAPL,IBM --epochs 20 --out models
+
+Prices of your own, in files such as AAPL.csv:
+
+  mambakit forecast train --symbols AAPL,MSFT --source my/prices
 
 Go on with a training that was killed:
 
@@ -59,11 +66,22 @@ From a certain version, with a figure:
   mambakit forecast predict AAPL --use v1 --figure fan.png
 """
 
+_DATA_EXAMPLES = """
+What comes with the package:
+
+  mambakit forecast data
+
+A folder of files, before training on it:
+
+  mambakit forecast data --source my/prices
+"""
+
 
 @app.command(epilog=_TRAIN_EXAMPLES)
 def train(
     test: Annotated[bool, typer.Option("--test", help=f"Train {', '.join(TEST_SYMBOLS)}.")] = False,
-    symbols: Annotated[str | None, typer.Option(help="Symbols to train, such as AAPL,IBM.")] = None,
+    symbols: Annotated[str | None, typer.Option(help=_SYMBOLS_HELP)] = None,
+    source: Annotated[str, typer.Option(help=_SOURCE_HELP)] = "builtin",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part, at most.")] = 50,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows behind one step of the optimiser.")] = 32,
     days: Annotated[int | None, typer.Option(min=1, help="Use the last so many days; all by default.")] = None,
@@ -84,9 +102,7 @@ def train(
     """
     if test == (symbols is not None):
         raise typer.BadParameter("give either --test or --symbols AAPL,MSFT", param_hint="--symbols")
-    asked = TEST_SYMBOLS if symbols is None else tuple(symbol for symbol in symbols.split(",") if symbol.strip())
-    if not asked:
-        raise typer.BadParameter("names no symbol; expected a list such as AAPL,MSFT", param_hint="--symbols")
+    asked = TEST_SYMBOLS if symbols is None else _parsed(symbols)
     config, training = _settings(
         {"d_model": d_model, "num_layers": layers},
         {
@@ -103,8 +119,11 @@ def train(
     from mambakit.forecast.workflow import prepare_all, train_and_store
 
     registry = ModelRegistry(out)
-    series = list(fetch_historical_prices(asked, days).values())
-    prepared = prepare_all(series, config, registry)
+    if source != "builtin" and not quiet:
+        print(f"Reading {len(asked)} symbols from {source}", flush=True)
+    with _plain_warnings():
+        series = list(fetch_historical_prices(asked, days, source=source).values())
+        prepared = prepare_all(series, config, registry)
     if not quiet:
         for each in series:
             print(_data_line(each, days))
@@ -157,6 +176,7 @@ def predict(
     symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="A symbol with a trained model.")],
     models: Annotated[Path, typer.Option(help="Folder with the models.")] = Path("models"),
     use: Annotated[str, typer.Option(help="A version such as v1, or an alias.")] = "production",
+    source: Annotated[str, typer.Option(help=_SOURCE_HELP)] = "builtin",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Also draw the fan chart to this PNG.")] = None,
 ) -> None:
@@ -169,14 +189,15 @@ def predict(
     import torch
 
     torch.set_num_threads(1)  # waking threads, and waiting for them on a busy machine, takes longer than one window
-    with _without_pandas():
+    # Other sources may read with pandas.
+    with _without_pandas() if source == "builtin" else nullcontext(), _plain_warnings():
         from mambakit.forecast.predictor import MambaPredictor
         from mambakit.forecast.prices import fetch_historical_prices, parse_symbol
 
         symbol = parse_symbol(symbol)
         predictor = MambaPredictor([symbol], models, use)
         saved = predictor.load(symbol)
-        series = fetch_historical_prices([symbol])[symbol]
+        series = fetch_historical_prices([symbol], source=source)[symbol]
         forecast = predictor.forecast(series)
         from mambakit.forecast.report import skill_line
 
@@ -189,6 +210,53 @@ def predict(
         from mambakit.forecast.figures import draw_fan
 
         draw_fan(forecast, series, figure)
+
+
+@app.command(epilog=_DATA_EXAMPLES)
+def data(
+    symbols: Annotated[str | None, typer.Option(help=_SYMBOLS_HELP + " All by default.")] = None,
+    source: Annotated[str, typer.Option(help=_SOURCE_HELP)] = "builtin",
+    days: Annotated[int | None, typer.Option(min=1, help="Look at the last so many days; all by default.")] = None,
+) -> None:
+    """List the symbols of a source with their days, and say whether each is fit to be forecast.
+
+    Exits with status 1 when one is not.
+    """
+    from mambakit.forecast.overview import look_at
+    from mambakit.forecast.sources import open_source
+
+    opened = open_source(source)
+    asked = opened.symbols() if symbols is None else _parsed(symbols)
+    if asked is None:
+        raise typer.BadParameter(f"{source} can't list its symbols; name some", param_hint="--symbols")
+    with _plain_warnings():
+        overview = look_at(opened, asked, days)
+    _console().print(overview.table())
+    for line in overview.remarks:
+        print(line)
+    if not overview.all_fit:
+        raise typer.Exit(1)
+
+
+def _parsed(symbols: str) -> tuple[str, ...]:
+    from mambakit.errors import DataError
+    from mambakit.forecast.symbols import parse_symbols
+
+    try:
+        return parse_symbols(symbols)
+    except DataError as error:
+        raise typer.BadParameter(str(error), param_hint="--symbols") from error
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show what a room warns of as one line for its user, without the place in the code."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"mambakit: warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _print_forecast(forecast: "Forecast", skill: str) -> None:
