@@ -3,7 +3,7 @@
     prices      daily adjusted closes, and fetching them            sources     where they come from
     symbols     lists of symbols                                    quality     are prices fit to be forecast
     splits      splits that look like crashes                       volatility  the unit in which returns are learnt
-    features    what the model sees of a day
+    features    what the model sees of a day                        feature_stream  the same, one day at a time
     windows     samples, targets, the purged split, the scaler      dataset     all of these for one series
     model       the network                                         train       its training, one symbol
     baselines   who it has to beat                                  evaluation  by how much, and significance: surely?
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mambakit.forecast.config import MambaConfig as MambaConfig
     from mambakit.forecast.dataset import prepare_series as prepare_series
     from mambakit.forecast.evaluation import Evaluation as Evaluation
+    from mambakit.forecast.feature_stream import FeatureStream as FeatureStream
     from mambakit.forecast.features import TimeSeriesFeatureEngineer as TimeSeriesFeatureEngineer
     from mambakit.forecast.model import MambaModel as MambaModel
     from mambakit.forecast.predictor import Forecast as Forecast
@@ -43,6 +44,7 @@ _HOME = {
     "MambaConfig": "config",
     "prepare_series": "dataset",
     "Evaluation": "evaluation",
+    "FeatureStream": "feature_stream",
     "TimeSeriesFeatureEngineer": "features",
     "MambaModel": "model",
     "Forecast": "predictor",
