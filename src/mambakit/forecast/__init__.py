@@ -4,6 +4,7 @@
     symbols     lists of symbols                                    quality     are prices fit to be forecast
     splits      splits that look like crashes                       volatility  the unit in which returns are learnt
     features    what the model sees of a day                        feature_stream  the same, one day at a time
+    augmentation  samples altered at random
     windows     samples, targets, the purged split, the scaler      dataset     all of these for one series
     model       the network                                         train       its training, one symbol
     baselines   who it has to beat                                  evaluation  by how much, and significance: surely?
@@ -17,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mambakit.forecast.augmentation import DataAugmentor as DataAugmentor
     from mambakit.forecast.config import FORECAST_TRAINING as FORECAST_TRAINING
     from mambakit.forecast.config import MambaConfig as MambaConfig
     from mambakit.forecast.dataset import prepare_series as prepare_series
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from mambakit.forecast.windows import SequenceGenerator as SequenceGenerator
 
 _HOME = {
+    "DataAugmentor": "augmentation",
     "FORECAST_TRAINING": "config",
     "MambaConfig": "config",
     "prepare_series": "dataset",
