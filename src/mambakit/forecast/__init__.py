@@ -4,7 +4,7 @@
     symbols     lists of symbols                                    quality     are prices fit to be forecast
     splits      splits that look like crashes                       volatility  the unit in which returns are learnt
     features    what the model sees of a day                        feature_stream  the same, one day at a time
-    augmentation  samples altered at random
+    covariates  what else is known of a day                         augmentation    samples, altered at random
     windows     samples, targets, the purged split, the scaler      dataset     all of these for one series
     model       the network                                         train       its training, one symbol
     baselines   who it has to beat                                  evaluation  by how much, and significance: surely?
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mambakit.forecast.augmentation import DataAugmentor as DataAugmentor
     from mambakit.forecast.config import FORECAST_TRAINING as FORECAST_TRAINING
     from mambakit.forecast.config import MambaConfig as MambaConfig
+    from mambakit.forecast.covariates import append_covariates as append_covariates
+    from mambakit.forecast.covariates import calendar_covariates as calendar_covariates
+    from mambakit.forecast.covariates import index_return_covariates as index_return_covariates
     from mambakit.forecast.dataset import prepare_series as prepare_series
     from mambakit.forecast.evaluation import Evaluation as Evaluation
     from mambakit.forecast.feature_stream import FeatureStream as FeatureStream
@@ -45,6 +48,9 @@ _HOME = {
     "DataAugmentor": "augmentation",
     "FORECAST_TRAINING": "config",
     "MambaConfig": "config",
+    "append_covariates": "covariates",
+    "calendar_covariates": "covariates",
+    "index_return_covariates": "covariates",
     "prepare_series": "dataset",
     "Evaluation": "evaluation",
     "FeatureStream": "feature_stream",
