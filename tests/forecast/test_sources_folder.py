@@ -94,6 +94,11 @@ def test_yfinances_two_rows_of_headings_are_read(tmp_path: Path, by_ticker: bool
         assert_same_prices(source.fetch([expected.symbol], None)[expected.symbol], expected)
 
 
+def test_the_headings_of_older_yfinance_are_read(tmp_path: Path) -> None:
+    text = price_files.yfinance_two_levels(AAPL, MSFT).replace("Price", "", 1).replace("Ticker", "", 1)
+    assert_same_prices(fetch_aapl(write(tmp_path / "down_loaded.csv", text)), AAPL)
+
+
 def test_parquet_is_read_like_text(tmp_path: Path) -> None:
     price_files.write_parquet(tmp_path / "AAPL.parquet", AAPL)
     found = fetch_aapl(tmp_path)
@@ -199,6 +204,9 @@ def test_a_symbol_in_two_files_is_refused(tmp_path: Path) -> None:
         ("Date,Close\n2020-01-06,much\n", "Close is 'much' in row 0, expected a number"),
         ("Date,Close,close\n2020-01-06,1,1\n", "columns 'Close' and 'close' are spelt alike"),
         ("Date,Close\n2020-01-06,1,7,9\n", "it can't be read"),
+        ("unique_id,ds,y\nstore_1,2020-01-06,1\n", "'store_1' is not a symbol"),
+        ("Date,AAPL,S&P 500\n2020-01-06,1,2\n", "'S&P 500' is not a symbol"),
+        ("Date,Close\n,1\n2020-01-06,1\n", "row 0 has the date ''"),
     ],
 )
 def test_a_file_that_is_wrong_says_what_was_expected_and_found(tmp_path: Path, text: str, words: str) -> None:

@@ -107,7 +107,7 @@ def read_file(path: Path) -> dict[str, PriceSeries]:
         if path.suffix.lower() == ".parquet":
             return read_frame(pq.read_table(path), symbol=_default_symbol(path), origin=str(path))
         head = _head(path)
-        if len(head.rows) > 1 and head.two_levels:
+        if head.two_levels:
             return _read_two_levels(path, head)
         table = _read_csv(path, head)
     return read_frame(table, symbol=_default_symbol(path, table.column_names), origin=str(path))
@@ -130,7 +130,16 @@ class _Head:
     @property
     def two_levels(self) -> bool:
         """yfinance's: fields in one row, symbols in the other, and often a third with nothing but the word Date."""
-        return len(self.rows[1]) == len(self.rows[0]) > 1 and self.rows[1][0].strip() in ("Ticker", "Price", "")
+        if len(self.rows) < 2 or not len(self.rows[1]) == len(self.rows[0]) > 1:
+            return False
+        corners = self.rows[0][0].strip(), self.rows[1][0].strip()
+        return corners[1] in ("Ticker", "Price") or (corners[1] == "" and corners[0] in ("", "Price"))
+
+    @property
+    def fields_and_tickers(self) -> tuple[list[str], list[str]]:
+        """Of every column but the first, where there are two levels."""
+        first, second = ([name.strip() for name in row[1:]] for row in self.rows[:2])
+        return (second, first) if "Close" in second else (first, second)
 
     @property
     def named_index(self) -> bool:
@@ -161,15 +170,14 @@ def _read_csv(path: Path, head: _Head, names: Sequence[str] | None = None, skip:
 
 
 def _read_two_levels(path: Path, head: _Head) -> dict[str, PriceSeries]:
-    fields, tickers = head.rows[0], head.rows[1]
-    if tickers[0].strip() == "Price" or "Close" in tickers:
-        fields, tickers = tickers, fields
-    names = ["Date", *(f"{field}|{ticker}" for field, ticker in zip(fields[1:], tickers[1:], strict=True))]
+    fields, tickers = head.fields_and_tickers
+    names = ["Date", *(f"{field}|{ticker}" for field, ticker in zip(fields, tickers, strict=True))]
     table = _read_csv(path, head, names, skip=3 if head.named_index else 2)
     series: dict[str, PriceSeries] = {}
-    for ticker in dict.fromkeys(tickers[1:]):
+    for ticker in dict.fromkeys(tickers):
         mine = {name.split("|")[0]: table[name] for name in names[1:] if name.split("|")[1] == ticker}
-        series |= read_frame(pa.table({"Date": table["Date"], **mine}), symbol=clean_symbol(ticker), origin=str(path))
+        symbol = clean_symbol(ticker, str(path))
+        series |= read_frame(pa.table({"Date": table["Date"], **mine}), symbol=symbol, origin=str(path))
     return series
 
 
@@ -181,21 +189,20 @@ def _symbols_of(path: Path) -> set[str]:
             columns, roles = schema.names, find_roles(schema.names, str(path))
             if "symbol" in roles:
                 named = pq.read_table(path, columns=[roles["symbol"]])[0].unique().to_pylist()
-                return {clean_symbol(str(symbol)) for symbol in named}
+                return {clean_symbol(str(symbol), str(path)) for symbol in named}
         else:
             head = _head(path)
-            if len(head.rows) > 1 and head.two_levels:
-                tickers = head.rows[0] if head.rows[1][0].strip() == "Price" else head.rows[1]
-                return {clean_symbol(ticker) for ticker in tickers[1:]}
+            if head.two_levels:
+                return {clean_symbol(ticker, str(path)) for ticker in head.fields_and_tickers[1]}
             columns, roles = head.columns, find_roles(head.columns, str(path))
             if {"symbol", "date"} <= roles.keys():
                 named = _read_csv(path, head)[roles["symbol"]].unique().to_pylist()
-                return {clean_symbol(str(symbol)) for symbol in named}
+                return {clean_symbol(str(symbol), str(path)) for symbol in named}
         if "date" not in roles:
             raise DataError(f"{path}: {EXPECTED}, found the columns {shortened(columns) or 'none'}")
         if {"close", "adjusted"} & roles.keys():
             return {_require_symbol(path)}
-        return {clean_symbol(column) for column in columns if column and column != roles["date"]}
+        return {clean_symbol(column, str(path)) for column in columns if column and column != roles["date"]}
 
 
 def _symbol_of_name(path: Path) -> str | None:
@@ -205,7 +212,7 @@ def _symbol_of_name(path: Path) -> str | None:
             name = name[: -len(suffix)]
             break
     try:
-        return clean_symbol(name)
+        return clean_symbol(name, str(path))
     except DataError:
         return None
 

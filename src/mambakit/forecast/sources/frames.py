@@ -83,9 +83,15 @@ def find_roles(columns: Iterable[str], origin: str) -> dict[str, str]:
     return found
 
 
-def clean_symbol(text: str) -> str:
-    """A symbol as a source spells it, aapl.us for one, as mambakit does: AAPL. Raises DataError where it is none."""
-    return parse_symbol(re.sub(r"\.us$", "", text.strip(), flags=re.IGNORECASE))
+def clean_symbol(text: str, origin: str) -> str:
+    """A symbol as a source spells it, aapl.us for one, as mambakit does: AAPL.
+
+    Raises DataError where it is none, such as a column of something else.
+    """
+    try:
+        return parse_symbol(re.sub(r"\.us$", "", text.strip(), flags=re.IGNORECASE))
+    except DataError as error:
+        raise DataError(f"{origin}: {error}") from error
 
 
 def _plain(column: str) -> str:
@@ -100,8 +106,9 @@ def _read_two_levels(frame: Any, symbol: str | None, origin: str) -> dict[str, P
     tickers = frame.columns.get_level_values(1 - fields).unique()
     series: dict[str, PriceSeries] = {}
     for ticker in tickers:
-        if symbol is None or clean_symbol(str(ticker)) == symbol:
-            series |= read_frame(frame.xs(ticker, axis=1, level=1 - fields), symbol=clean_symbol(str(ticker)))
+        name = clean_symbol(str(ticker), origin)
+        if symbol in (None, name):
+            series |= read_frame(frame.xs(ticker, axis=1, level=1 - fields), symbol=name, origin=origin)
     return series
 
 
@@ -122,7 +129,7 @@ def _read_table(table: nw.DataFrame[Any], symbol: str | None, origin: str) -> di
     spelt, places = np.unique(np.array(table[roles["symbol"]].to_list(), dtype=str), return_inverse=True)
     rows: dict[str, list[np.ndarray]] = {}
     for place, name in enumerate(spelt):
-        rows.setdefault(clean_symbol(str(name)), []).append(np.flatnonzero(places == place))
+        rows.setdefault(clean_symbol(str(name), origin), []).append(np.flatnonzero(places == place))
     return {
         name: _series(name, dates[mine], {role: values[mine] for role, values in columns.items()})
         for name, parts in rows.items()
@@ -138,10 +145,11 @@ def _read_side_by_side(
     names = [column for column in table.columns if column != roles["date"] and _plain(column)]
     if roles.keys() != {"date"} or not names or not all(table[column].dtype.is_numeric() for column in names):
         raise _unlike(origin, table.columns)
+    symbols = {clean_symbol(column, origin): column for column in names}
     return {
-        clean_symbol(column): _series(clean_symbol(column), dates, {"close": _numbers(table[column], origin)})
-        for column in names
-        if symbol in (None, clean_symbol(column))
+        name: _series(name, dates, {"close": _numbers(table[column], origin)})
+        for name, column in symbols.items()
+        if symbol in (None, name)
     }
 
 
