@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mambakit.errors import DataError
+from mambakit.forecast.prices import PriceWarning
 from mambakit.forecast.quality import require_quality, validate_data_quality
 
 FIFTIETH = "2010-03-15"  # the date of row 50 of the walk
@@ -63,7 +64,7 @@ def test_a_few_days_without_a_price_are_left_out_never_filled(make_series) -> No
     series = make_series(days=200)
     series.prices[[50, 199]] = np.nan
     assert validate_data_quality(series)[0]
-    with pytest.warns(UserWarning, match=f"WALK: 2 of 200 days have no price and are left out, the first {FIFTIETH}"):
+    with pytest.warns(PriceWarning, match=f"WALK: 2 of 200 days have no price and are left out, the first {FIFTIETH}"):
         usable = require_quality(series, min_samples=100)
     kept = np.delete(np.arange(200), [50, 199])
     np.testing.assert_array_equal(usable.prices, series.prices[kept])

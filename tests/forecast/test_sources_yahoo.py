@@ -13,6 +13,7 @@ import pytest
 from price_files import assert_same_prices, listed, shares
 
 from mambakit.errors import DataError
+from mambakit.forecast.prices import PriceWarning
 from mambakit.forecast.sources import SourceUnreachable, open_source
 from mambakit.forecast.sources.yahoo import YahooSource
 
@@ -34,6 +35,14 @@ class YFTickerMissingError(YFException):
 
 class YFPricesMissingError(YFTickerMissingError):
     pass
+
+
+class HTTPError(OSError):
+    """As curl_cffi and requests raise it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP Error {status}")
+        self.response = SimpleNamespace(status_code=status)
 
 
 class FakeYahoo(ModuleType):
@@ -142,8 +151,8 @@ def test_classes_of_shares_are_spelt_as_yahoo_spells_them(
 def test_too_many_requests_are_met_with_ever_longer_pauses(
     yahoo: FakeYahoo, source: YahooSource, pauses: list[float]
 ) -> None:
-    yahoo.answers = [*(YFRateLimitError("Too Many Requests") for _ in range(4)), frame()]
-    with pytest.warns(UserWarning, match=r"AAPL: Yahoo Finance has had too many requests; waiting \d+ s"):
+    yahoo.answers = [*(YFRateLimitError("Too Many Requests") for _ in range(3)), HTTPError(429), frame()]
+    with pytest.warns(PriceWarning, match=r"AAPL: Yahoo Finance has had too many requests; waiting \d+ s"):
         assert_same_prices(source.fetch(["AAPL"], None)["AAPL"], AAPL)
     for attempt, pause in enumerate(pauses):
         assert 0.5 * 2.0 * 2**attempt <= pause <= 1.5 * 2.0 * 2**attempt
@@ -167,7 +176,7 @@ def test_patience_ends(yahoo: FakeYahoo, tmp_path: Path) -> None:
     assert not yahoo.answers
 
 
-@pytest.mark.parametrize("answer", [YFPricesMissingError("$ZZZZ: possibly delisted"), frame(0)])
+@pytest.mark.parametrize("answer", [YFPricesMissingError("$ZZZZ: possibly delisted"), frame(0), HTTPError(404)])
 def test_a_symbol_that_yahoo_does_not_have_is_named(yahoo: FakeYahoo, source: YahooSource, answer: Any) -> None:
     yahoo.answers = [answer]
     with pytest.raises(DataError, match="Yahoo Finance has no daily prices of ZZZZ") as error:
@@ -187,7 +196,7 @@ def test_offline_older_prices_serve_and_say_their_age(yahoo: FakeYahoo, tmp_path
     source = YahooSource(tmp_path, keep=timedelta(0))
     source.fetch(["AAPL"], None)
     day = time.strftime("%Y-%m-%d", time.gmtime())
-    with pytest.warns(UserWarning, match=f"AAPL: cannot reach Yahoo .*; using the prices cached on {day}"):
+    with pytest.warns(PriceWarning, match=f"AAPL: cannot reach Yahoo .*; using the prices cached on {day}"):
         assert_same_prices(source.fetch(["AAPL"], None)["AAPL"], AAPL)
 
 

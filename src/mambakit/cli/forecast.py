@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -250,9 +250,17 @@ def _parsed(symbols: str) -> tuple[str, ...]:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Show what a room warns of as one line for its user, without the place in the code."""
+    """Show what there is to know about prices as one line, without the place in the code."""
+    from mambakit.forecast.prices import PriceWarning
+
     usual = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"mambakit: warning: {' '.join(str(message).split())}\n"
+
+    def format_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        if not issubclass(category, PriceWarning):
+            return usual(message, category, *place, **more)
+        return f"mambakit: warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = format_warning
     try:
         yield
     finally:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _SYMBOL = re.compile(r"\^?[A-Z0-9]{1,10}([.-][A-Z0-9]{1,4})?")
 
 
+class PriceWarning(UserWarning):
+    """Prices that can be used, but not quite as they were asked for: days left out, older ones, a long wait."""
+
+
 @dataclass(frozen=True)
 class PriceSeries:
     """Adjusted daily closes of one symbol, oldest first; `numpy.asarray(series)` is its prices."""

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 
 from mambakit.errors import DataError
-from mambakit.forecast.prices import PriceSeries
+from mambakit.forecast.prices import PriceSeries, PriceWarning
 from mambakit.forecast.splits import find_unadjusted_split, find_wrong_adjustment, tells_splits_from_crashes
 
 # Below this standard deviation of daily log returns a series is a constant with rounding errors.
@@ -50,7 +50,7 @@ def require_quality(series: PriceSeries, min_samples: int, max_missing_ratio: fl
     """The series without the days that have no price, once it is long enough and nothing is wrong with it.
 
     Days without a price are left out and never filled: whatever would fill them was not known that day, or did not
-    happen. A warning says how many. Raises DataError where more than `max_missing_ratio` are missing, or
+    happen. A PriceWarning says how many. Raises DataError where more than `max_missing_ratio` are missing, or
     `validate_data_quality` has another reason.
     """
     usable, reason = validate_data_quality(series, min_samples, max_missing_ratio)
@@ -67,6 +67,7 @@ def require_quality(series: PriceSeries, min_samples: int, max_missing_ratio: fl
     first = series.dates[missing.argmax()]
     warnings.warn(
         f"{series.symbol}: {missing.sum()} of {len(series)} days have no price and are left out, the first {first}",
+        PriceWarning,
         stacklevel=3,
     )
     return series.take(~missing)

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mambakit.errors import DataError
-from mambakit.forecast.prices import PriceSeries
+from mambakit.forecast.prices import PriceSeries, PriceWarning
 from mambakit.forecast.sources import SourceUnreachable
 from mambakit.forecast.sources.frames import read_frame
 from mambakit.training.artefacts import write_file
@@ -102,7 +103,7 @@ class YahooSource:
             if cached is None:
                 raise
             fetched = f"{cached[0]:%Y-%m-%d %H:%M} UTC"
-            warnings.warn(f"{symbol}: {error}; using the prices cached on {fetched}", UserWarning, stacklevel=4)
+            warnings.warn(f"{symbol}: {error}; using the prices cached on {fetched}", PriceWarning, stacklevel=4)
             return _as_series(symbol, cached[1])
         series = read_frame(frame, symbol=symbol, origin=f"Yahoo's prices of {symbol}")[symbol]
         table = _as_table(series)
@@ -114,7 +115,8 @@ class YahooSource:
         for attempt in range(self._attempts):
             if attempt:
                 pause = self._first_pause * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-                warnings.warn(f"{symbol}: Yahoo Finance has had too many requests; waiting {pause:.0f} s", stacklevel=5)
+                busy = f"{symbol}: Yahoo Finance has had too many requests; waiting {pause:.0f} s"
+                warnings.warn(busy, PriceWarning, stacklevel=5)
                 self._sleep(pause)
             try:
                 with self._quiet_yfinance():
@@ -123,9 +125,10 @@ class YahooSource:
                     closing = _closing_time(ticker)
             except Exception as error:
                 kind = {base.__name__ for base in type(error).__mro__}
-                if "YFRateLimitError" in kind:
+                status = getattr(getattr(error, "response", None), "status_code", None)
+                if "YFRateLimitError" in kind or status == HTTPStatus.TOO_MANY_REQUESTS:
                     continue
-                if "YFTickerMissingError" in kind:
+                if "YFTickerMissingError" in kind or status == HTTPStatus.NOT_FOUND:
                     break
                 if isinstance(error, OSError):  # what both curl_cffi and requests raise
                     raise SourceUnreachable(_OFFLINE.format(type(error).__name__)) from error
