@@ -167,3 +167,16 @@ def test_bare_prices_are_looked_at_for_splits_too(make_series) -> None:
     series = make_series(days=200)
     prices = series.prices * np.where(np.arange(200) < 150, 10.0, 1.0)
     assert "row 150 looks like a 10:1 split" in validate_data_quality(prices)[1]
+
+
+@pytest.mark.parametrize("close", [np.inf, 0.0])
+def test_impossible_closes_as_traded_are_refused_and_missing_ones_are_not(make_series, close: float) -> None:
+    series = make_series(days=200)
+    closes = 1.01 * series.prices
+    closes[5] = np.nan
+    assert validate_data_quality(replace(series, closes=closes)) == (True, "ok")
+    closes[9] = close
+    assert (
+        "closes as traded must be finite and positive, row 9"
+        in validate_data_quality(replace(series, closes=closes))[1]
+    )

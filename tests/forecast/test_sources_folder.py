@@ -142,6 +142,19 @@ def test_dollars_and_thousands_are_numbers(tmp_path: Path) -> None:
     assert found.dates.astype(str).tolist() == ["2020-01-31", "2020-02-03"]
 
 
+def test_shares_in_thousands_and_millions_are_numbers(tmp_path: Path) -> None:
+    text = '"Date","Price","Open","Vol.","Change %"\n"01/31/2020","309.51","320.9","49.90M","-4.4%"\n'
+    write(tmp_path / "AAPL.csv", text + '"01/30/2020","323.87","320.5","310.5K","-0.1%"\n')
+    found = fetch_aapl(tmp_path)
+    assert found.prices.tolist() == [323.87, 309.51]
+    np.testing.assert_allclose(found.volumes, [310_500, 49_900_000])
+
+
+def test_a_path_may_be_given_as_one(tmp_path: Path) -> None:
+    write(tmp_path / "AAPL.csv", price_files.yahoo(AAPL))
+    assert_same_prices(fetch_historical_prices(["AAPL"], source=tmp_path)["AAPL"], AAPL)
+
+
 def test_the_newest_first_is_turned_round_and_any_other_order_is_not(tmp_path: Path) -> None:
     header, *days = price_files.yahoo(AAPL).splitlines()
     write(tmp_path / "AAPL.csv", "\n".join([header, *days[::-1]]))

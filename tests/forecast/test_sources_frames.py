@@ -10,7 +10,7 @@ import pytest
 from price_files import assert_same_prices, listed, shares
 
 from mambakit.errors import DataError
-from mambakit.forecast import read_frame
+from mambakit.forecast import FrameSource, fetch_historical_prices, read_frame
 
 AAPL, MSFT = listed(symbol="AAPL"), listed(seed=1, symbol="MSFT")
 MAKERS = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "pyarrow": pa.table}
@@ -138,3 +138,11 @@ def test_missing_dates_are_counted() -> None:
 def test_a_frame_without_a_price_names_its_columns() -> None:
     with pytest.raises(DataError, match=r"expected a date .* found the columns Date, Comment"):
         read_frame(pl.DataFrame({"Date": AAPL.dates, "Comment": ["-"] * len(AAPL)}), symbol="AAPL")
+
+
+def test_a_frame_is_a_source_like_any_other() -> None:
+    source = FrameSource(pl.DataFrame(ohlcv()), symbol="aapl")
+    assert source.symbols() == ("AAPL",)
+    assert_same_prices(fetch_historical_prices(["AAPL"], 30, source=source)["AAPL"], AAPL.last(30))
+    with pytest.raises(DataError, match="no prices for MSFT in the data frame; there are AAPL"):
+        fetch_historical_prices(["MSFT"], source=source)

@@ -115,6 +115,18 @@ def test_a_symbol_costs_one_request_for_however_many_days(
     assert len(yahoo.asked) == 1
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_on_a_terminal_where_it_is_asked_for(
+    yahoo: FakeYahoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, progress: bool
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich take the captured stream for a terminal
+    yahoo.answers = [frame(), frame()]
+    YahooSource(tmp_path, progress=progress).fetch(["AAPL", "MSFT"], None)
+    out, err = capsys.readouterr()
+    assert ("Yahoo Finance" in err) == progress
+    assert not out
+
+
 def test_nothing_is_written_but_the_cache(yahoo: FakeYahoo, source: YahooSource, tmp_path: Path) -> None:
     yahoo.answers = [frame()]
     source.fetch(["AAPL"], None)

@@ -116,13 +116,15 @@ def train(
     started = time.perf_counter()
     from mambakit.forecast.prices import fetch_historical_prices
     from mambakit.forecast.registry import ModelRegistry
+    from mambakit.forecast.sources import open_source
     from mambakit.forecast.workflow import prepare_all, train_and_store
 
     registry = ModelRegistry(out)
     if source != "builtin" and not quiet:
         print(f"Reading {len(asked)} symbols from {source}", flush=True)
     with _plain_warnings():
-        series = list(fetch_historical_prices(asked, days, source=source).values())
+        opened = open_source(source, progress=not quiet)
+        series = list(fetch_historical_prices(asked, days, source=opened).values())
         prepared = prepare_all(series, config, registry)
     if not quiet:
         for each in series:
@@ -225,7 +227,7 @@ def data(
     from mambakit.forecast.overview import look_at
     from mambakit.forecast.sources import open_source
 
-    opened = open_source(source)
+    opened = open_source(source, progress=True)
     asked = opened.symbols() if symbols is None else _parsed(symbols)
     if asked is None:
         raise typer.BadParameter(f"{source} can't list its symbols; name some", param_hint="--symbols")

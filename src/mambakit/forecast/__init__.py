@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mambakit.forecast.registry import ModelRegistry as ModelRegistry
     from mambakit.forecast.sources import PriceSource as PriceSource
     from mambakit.forecast.sources import open_source as open_source
+    from mambakit.forecast.sources.frames import FrameSource as FrameSource
     from mambakit.forecast.sources.frames import read_frame as read_frame
     from mambakit.forecast.symbols import TIER_1 as TIER_1
     from mambakit.forecast.symbols import parse_symbols as parse_symbols
@@ -65,6 +66,7 @@ _HOME = {
     "ModelRegistry": "registry",
     "PriceSource": "sources",
     "open_source": "sources",
+    "FrameSource": "sources.frames",
     "read_frame": "sources.frames",
     "TIER_1": "symbols",
     "parse_symbols": "symbols",

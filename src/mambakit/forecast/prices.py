@@ -10,6 +10,7 @@ import re
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -97,7 +98,7 @@ def parse_symbol(text: str) -> str:
 
 
 def fetch_historical_prices(
-    symbols: Iterable[str], days: int | None = None, *, source: "PriceSource | str | None" = None
+    symbols: Iterable[str], days: int | None = None, *, source: "PriceSource | str | Path | None" = None
 ) -> HistoricalPrices:
     """Fetch the series of each symbol, the last `days` days of it where given.
 
@@ -120,13 +121,13 @@ def fetch_historical_prices(
     if days is not None and days < 1:
         raise DataError(f"days must be 1 or more, got {days}")
     names = tuple(dict.fromkeys(parse_symbol(symbol) for symbol in symbols))
-    opened = open_source("builtin" if source is None else source) if isinstance(source, str | None) else source
-    fetched = opened.fetch(names, days)
+    source = "builtin" if source is None else source
+    fetched = (open_source(source) if isinstance(source, str | Path) else source).fetch(names, days)
     return HistoricalPrices((name, fetched[name]) for name in names)
 
 
 async def fetch_historical_prices_async(
-    symbols: Iterable[str], days: int | None = None, *, source: "PriceSource | str | None" = None
+    symbols: Iterable[str], days: int | None = None, *, source: "PriceSource | str | Path | None" = None
 ) -> HistoricalPrices:
     """`fetch_historical_prices` in a thread of its own, so that the event loop goes on meanwhile."""
     return await asyncio.to_thread(fetch_historical_prices, symbols, days, source=source)

@@ -27,8 +27,9 @@ def validate_data_quality(
 
     Looked for, in this order: too few samples, more than `max_missing_ratio` of them NaN, infinite values, prices
     that are not positive, and no movement at all; of a series also dates that are missing, twice there or out of
-    order, gaps of more than ten weekdays, too many weekdays without a price, and volumes that can't be; and at last
-    moves that look like a split which was not adjusted for. NaN within the ratio are left out of the later checks.
+    order, gaps of more than ten weekdays, too many weekdays without a price, volumes or closes that can't be; and
+    at last moves that look like a split which was not adjusted for. NaN within the ratio are left out of the later
+    checks.
 
     A suspected split is what it is called. A real crash passes where its volume, its wild aftermath, or a source with
     both raw and adjusted closes shows it for one; `find_unadjusted_split` says what it can't tell, and
@@ -40,7 +41,7 @@ def validate_data_quality(
     known = np.isfinite(prices)
     if problem is None and series is not None:
         series = series.take(known)
-        problem = _problem_of_dates(series.dates, max_missing_ratio) or _problem_of_volumes(series.volumes)
+        problem = _problem_of_dates(series.dates, max_missing_ratio) or _problem_of_other_columns(series)
     if problem is None and check_splits:
         problem = _problem_of_splits(prices[known]) if series is None else _problem_of_adjustment(series)
     return problem is None, problem or "ok"
@@ -114,9 +115,16 @@ def _problem_of_dates(dates: np.ndarray, max_missing_ratio: float) -> str | None
     return None
 
 
-def _problem_of_volumes(volumes: np.ndarray) -> str | None:
-    wrong = np.isinf(volumes) | (volumes < 0)
-    return f"volumes must be finite and not negative, row {wrong.argmax()} is not" if wrong.any() else None
+def _problem_of_other_columns(series: PriceSeries) -> str | None:
+    """Volumes and closes as traded, where they are known."""
+    wrong = np.isinf(series.volumes) | (series.volumes < 0)
+    if wrong.any():
+        return f"volumes must be finite and not negative, row {wrong.argmax()} is not"
+    if series.closes is not None:
+        wrong = np.isinf(series.closes) | (series.closes <= 0)
+        if wrong.any():
+            return f"closes as traded must be finite and positive, row {wrong.argmax()} is not"
+    return None
 
 
 def _problem_of_adjustment(series: PriceSeries) -> str | None:

@@ -37,8 +37,10 @@ class SourceUnreachable(DataError):
     """A source that does not answer at present, whatever the symbol."""
 
 
-def open_source(text: str | Path) -> PriceSource:
+def open_source(text: str | Path, *, progress: bool = False) -> PriceSource:
     """The source that a text names: "builtin", "skfolio", "yahoo", or the path of a folder or file.
+
+    With `progress`, a source that takes long, Yahoo alone, shows a bar on a terminal.
 
     Raises DataError where it is none of them, or what it needs is not installed.
     """
@@ -53,7 +55,7 @@ def open_source(text: str | Path) -> PriceSource:
     if text == "yahoo":
         from mambakit.forecast.sources.yahoo import YahooSource
 
-        return YahooSource()
+        return YahooSource(progress=progress)
     if not Path(text).expanduser().exists():
         raise DataError(
             f"no source of prices {str(text)!r}: expected builtin, skfolio, yahoo, or the path of a folder or file"

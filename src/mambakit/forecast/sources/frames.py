@@ -21,6 +21,7 @@ import numpy as np
 
 from mambakit.errors import DataError
 from mambakit.forecast.prices import PriceSeries, parse_symbol
+from mambakit.forecast.sources import unknown_symbols
 
 # The spellings of each role, the likelier first, as `_plain` leaves them.
 ROLES = {
@@ -36,7 +37,34 @@ EXPECTED = (
 )
 _ISO = re.compile(r"\d{4}-\d{2}-\d{2}")
 _WITH_SLASHES = re.compile(r"(\d{1,2})[/.](\d{1,2})[/.](\d{4})")
+_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
 _NO_NUMBER = {"", "-", "n/a", "na", "nan", "null", "none"}
+
+
+class FrameSource:
+    """A data frame as a source of prices; see `read_frame` for its form and for the errors.
+
+    Args:
+        frame: of pandas, polars or pyarrow, for one symbol or many.
+        symbol: whose prices they are, where no column says so.
+    """
+
+    name = "the data frame"
+
+    def __init__(self, frame: Any, symbol: str | None = None) -> None:
+        self._series = read_frame(frame, symbol=None if symbol is None else parse_symbol(symbol))
+
+    def symbols(self) -> tuple[str, ...]:
+        """All symbols in the frame."""
+        return tuple(sorted(self._series))
+
+    def fetch(self, symbols: Sequence[str], days: int | None) -> dict[str, PriceSeries]:
+        """The series of each symbol; raises DataError for one that the frame does not have."""
+        unknown = [symbol for symbol in symbols if symbol not in self._series]
+        if unknown:
+            raise unknown_symbols(self.name, unknown, self.symbols())
+        whole = {symbol: self._series[symbol] for symbol in symbols}
+        return whole if days is None else {symbol: series.last(days) for symbol, series in whole.items()}
 
 
 def read_frame(frame: Any, *, symbol: str | None = None, origin: str = "the data frame") -> dict[str, PriceSeries]:
@@ -211,7 +239,7 @@ def _with_month_first(texts: Sequence[str], origin: str) -> list[str]:
 
 
 def _numbers(column: nw.Series[Any], origin: str) -> np.ndarray:
-    """Numbers (rows,) float64, NaN where there is none; texts may carry $ and thousands separators."""
+    """Numbers (rows,) float64, NaN where there is none; texts may be like $1,309.51, or 27.71M."""
     if column.dtype.is_numeric():
         return np.array(column.cast(nw.Float64).to_numpy(), dtype=np.float64)
     values = np.full(len(column), np.nan)
@@ -219,8 +247,10 @@ def _numbers(column: nw.Series[Any], origin: str) -> np.ndarray:
         text = "" if value is None else str(value).strip()
         if text.lower() in _NO_NUMBER:
             continue
+        plain = re.sub(r"^\$|,(?=\d{3}(\D|$))", "", text)
+        unit = _UNITS.get(plain[-1:].upper(), 1.0)
         try:
-            values[row] = float(re.sub(r"^\$|,(?=\d{3}(\D|$))", "", text))
+            values[row] = unit * float(plain if unit == 1.0 else plain[:-1])
         except ValueError:
             raise DataError(f"{origin}: {column.name} is {text!r} in row {row}, expected a number") from None
     return values

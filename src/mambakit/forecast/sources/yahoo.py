@@ -13,7 +13,7 @@ import logging
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -50,6 +50,7 @@ class YahooSource:
         keep: how long a cached symbol counts as fresh.
         attempts: how often a symbol is tried while Yahoo says that there are too many requests.
         first_pause: seconds before the second attempt, doubled before each one after it.
+        progress: show a bar on a terminal while several symbols are fetched.
         sleep: what waits, for tests.
 
     Raises:
@@ -65,6 +66,7 @@ class YahooSource:
         keep: timedelta = timedelta(hours=12),
         attempts: int = 6,
         first_pause: float = 2.0,
+        progress: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         if attempts < 1:
@@ -76,6 +78,7 @@ class YahooSource:
         self.cache = _default_cache() if cache is None else Path(cache).expanduser()
         self._yfinance: ModuleType = yfinance
         self._keep, self._attempts, self._first_pause, self._sleep = keep, attempts, first_pause, sleep
+        self._progress = progress
 
     def symbols(self) -> None:
         """None: Yahoo has more than can be listed."""
@@ -89,8 +92,17 @@ class YahooSource:
         Raises DataError where Yahoo has no such symbol, SourceUnreachable (a DataError as well) where it gives no
         answer and the cache has none.
         """
-        whole = {symbol: self._series(symbol) for symbol in symbols}
+        whole = {symbol: self._series(symbol) for symbol in self._one_by_one(symbols)}
         return whole if days is None else {symbol: series.last(days) for symbol, series in whole.items()}
+
+    def _one_by_one(self, symbols: Sequence[str]) -> Iterable[str]:
+        if not self._progress or len(symbols) < 2:
+            return symbols
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        return track(symbols, "Yahoo Finance", console=console, transient=True, disable=not console.is_terminal)
 
     def _series(self, symbol: str) -> PriceSeries:
         path = self.cache / f"{symbol}.parquet"
