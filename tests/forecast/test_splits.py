@@ -132,11 +132,22 @@ def test_a_fall_by_half_with_wild_days_after_it_is_a_crash(make_series) -> None:
     assert find_unadjusted_split(wild) is None
 
 
-def test_a_restless_share_that_loses_a_third_has_not_split(make_series) -> None:
-    series = make_series(days=200)
-    restless = np.exp(6 * np.log(series.prices / series.prices[0]))  # 8% a day and more
-    restless[150:] /= 1.5
-    assert find_unadjusted_split(restless) is None
+def test_a_fall_in_the_trade_of_any_day_with_very_wild_days_after_it_is_a_crash(make_series) -> None:
+    """As MSFT's of 1987-10-19."""
+    series = with_split(make_series(days=200, seed=3), 150, 1.5)
+    wild = series.prices.copy()
+    wild[151:156] *= [1.15, 0.99, 1.13, 0.98, 1.12]
+    turnover = 1e6
+    assert find_unadjusted_split(series.prices, turnover / series.prices) is not None
+    assert find_unadjusted_split(wild, turnover / wild) is None
+
+
+@pytest.mark.parametrize(("daily", "found"), [(0.01, True), (0.08, False)])
+def test_a_restless_share_that_loses_a_third_has_not_split(daily: float, found: bool) -> None:
+    returns = daily * np.random.default_rng(0).standard_normal(200)
+    returns[150] = -np.log(1.5)
+    prices = np.exp(returns.cumsum())
+    assert (find_unadjusted_split(prices, 1e6 / prices) is not None) == found
 
 
 def test_a_fall_that_is_no_ratio_is_no_split(make_series) -> None:
