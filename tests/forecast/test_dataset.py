@@ -8,7 +8,7 @@ import torch
 
 from mambakit.errors import DataError
 from mambakit.forecast.dataset import minimum_days, prepare_series, raw_features
-from mambakit.forecast.windows import SequenceGenerator
+from mambakit.forecast.windows import SequenceGenerator, Split
 
 
 def test_a_batch_gathers_the_windows_of_the_sequence_generator(prepared) -> None:
@@ -72,3 +72,30 @@ def test_volume_is_a_feature_only_where_it_is_asked_for(make_series, small_confi
     with_volume = small_config.model_copy(update={"include_volume": True})
     np.testing.assert_array_equal(raw_features(series, small_config), raw_features(louder, small_config))
     assert not np.allclose(raw_features(series, with_volume), raw_features(louder, with_volume), equal_nan=True)
+
+
+def test_a_given_split_decides_what_the_scaler_sees(prepared, small_config) -> None:
+    split = Split(np.arange(120), np.arange(150, 190), np.arange(220, 260))
+    fold = prepare_series(prepared.series, small_config, split=split)
+    first, last = prepared.origins[0] - small_config.sequence_length + 1, prepared.origins[119]
+    raw = raw_features(prepared.series, small_config)[first : last + 1]
+    np.testing.assert_allclose(fold.scaler.mean, raw.mean(axis=0))
+    assert fold.split is split
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "test", "words"),
+    [
+        (range(120), range(149, 190), range(220, 260), "training part reach into the validation part"),
+        (range(120), range(150, 190), range(219, 260), "validation part reach into the test part"),
+        (range(120), range(150, 190), range(220, 9999), "test part must name samples from 0"),
+        (range(120), range(0), range(220, 260), "validation part is empty"),
+        (range(119, -1, -1), range(150, 190), range(220, 260), "training part must increase"),
+    ],
+)
+def test_a_split_that_leaks_or_does_not_exist_is_refused(
+    prepared, small_config, training: range, validation: range, test: range, words: str
+) -> None:
+    split = Split(np.array(training, dtype=int), np.array(validation, dtype=int), np.array(test, dtype=int))
+    with pytest.raises(DataError, match=words):
+        prepare_series(prepared.series, small_config, split=split)

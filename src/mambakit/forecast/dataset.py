@@ -104,10 +104,15 @@ def raw_features(series: PriceSeries, config: MambaConfig) -> np.ndarray:
     return feature_engineer(config).extract_features(series.prices, volumes)
 
 
-def prepare_series(series: PriceSeries, config: MambaConfig) -> PreparedSeries:
+def prepare_series(series: PriceSeries, config: MambaConfig, *, split: Split | None = None) -> PreparedSeries:
     """Check the series, compute its features and targets, split it, and fit the scaler on the training part.
 
-    Raises DataError where the series is too short, incomplete, not positive or out of order.
+    Args:
+        split: positions of the samples of each part, such as one fold of a backtest; by default 60, 20 and 20% of
+            them, purged. Sample i is the i-th day on which a window and every target are complete.
+
+    Raises DataError where the series is too short, incomplete, not positive or out of order, and where the split
+    names samples that do not exist, has an empty part, or lets a target reach into the next part.
     """
     needed = minimum_days(config)
     if len(series) < needed:
@@ -119,7 +124,10 @@ def prepare_series(series: PriceSeries, config: MambaConfig) -> PreparedSeries:
     raw = raw_features(series, config)
     generator = SequenceGenerator(config.sequence_length, config.prediction_horizons)
     origins = generator.origins(raw)
-    split = temporal_split(origins, config.longest_horizon, SPLIT)
+    if split is None:
+        split = temporal_split(origins, config.longest_horizon, SPLIT)
+    else:
+        _require_purged(split, origins, config.longest_horizon)
     seen = raw[origins[0] - config.sequence_length + 1 : origins[split.training[-1]] + 1]
     scaler = FeatureScaler.fit(seen, feature_engineer(config).names)
     return PreparedSeries(
@@ -132,3 +140,23 @@ def prepare_series(series: PriceSeries, config: MambaConfig) -> PreparedSeries:
         returns=generator.targets(series.prices, origins),
         split=split,
     )
+
+
+def _require_purged(split: Split, origins: np.ndarray, longest_horizon: int) -> None:
+    parts = {"training": split.training, "validation": split.validation, "test": split.test}
+    for name, samples in parts.items():
+        if not len(samples):
+            raise DataError(f"split: the {name} part is empty")
+        if samples.min() < 0 or samples.max() >= len(origins):
+            raise DataError(
+                f"split: the {name} part must name samples from 0 to {len(origins) - 1}, "
+                f"got {samples.min()} to {samples.max()}"
+            )
+        if (np.diff(samples) <= 0).any():
+            raise DataError(f"split: the samples of the {name} part must increase")
+    for earlier, later in (("training", "validation"), ("validation", "test")):
+        if origins[parts[earlier][-1]] + longest_horizon >= origins[parts[later][0]]:
+            raise DataError(
+                f"split: targets of the {earlier} part reach into the {later} part; "
+                f"leave {longest_horizon} samples between them"
+            )
