@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from mambakit.forecast.baselines import BASELINES, RIDGE_PENALTIES, baseline_forecasts
 from mambakit.forecast.config import QUANTILES
 from mambakit.forecast.dataset import prepare_series
-from mambakit.forecast.train import forecast_windows, untrained_model
+from mambakit.forecast.train import forecast_samples, untrained_model
 
 
 @pytest.fixture
@@ -70,8 +70,9 @@ def test_no_baseline_learns_from_the_test_part(prepared, small_config, forecasts
         np.testing.assert_allclose(changed[name].mean[0], forecasts[name].mean[0], rtol=1e-9)
 
 
-def test_ewma_is_the_network_before_its_training(prepared, forecasts) -> None:
-    untrained = forecast_windows(untrained_model(prepared, seed=0), prepared.part(prepared.split.test))
+def test_ewma_is_the_network_before_its_training_where_volatility_just_goes_on(prepared, forecasts) -> None:
+    prepared = replace(prepared, terms=np.zeros_like(prepared.terms))
+    untrained = forecast_samples(untrained_model(prepared, seed=0), prepared.part(prepared.split.test))
     lower, upper = (untrained.quantiles[..., QUANTILES.index(level)] for level in (0.1, 0.9))
     np.testing.assert_allclose(forecasts["ewma"].mean, untrained.mean, rtol=1e-5)
     np.testing.assert_allclose(forecasts["ewma"].lower, lower, rtol=1e-4)

@@ -8,10 +8,12 @@ import torch
 
 from mambakit.errors import DataError
 from mambakit.forecast.dataset import minimum_days, prepare_series, raw_features
+from mambakit.forecast.samples import SequenceData
 from mambakit.forecast.windows import SequenceGenerator, Split
 
 
-def test_a_batch_gathers_the_windows_of_the_sequence_generator(prepared) -> None:
+def test_a_batch_gathers_the_windows_of_the_sequence_generator(prepared, window_config) -> None:
+    prepared = replace(prepared, config=window_config)
     X, y = SequenceGenerator(60, (1, 5, 10, 30)).generate_sequences(
         prepared.features.astype(np.float64), prepared.series.prices
     )
@@ -99,3 +101,51 @@ def test_a_split_that_leaks_or_does_not_exist_is_refused(
     split = Split(np.array(training, dtype=int), np.array(validation, dtype=int), np.array(test, dtype=int))
     with pytest.raises(DataError, match=words):
         prepare_series(prepared.series, small_config, split=split)
+
+
+def test_every_day_up_to_the_last_training_origin_is_learnt_from_once(prepared) -> None:
+    runs = prepared.training_part().sequences
+    last = prepared.origins[prepared.split.training[-1]]
+    days = torch.cat([run.features for run in runs])
+    np.testing.assert_array_equal(days, prepared.features[prepared.first_row : last + 1])
+    assert all(run.counted.all() for run in runs)
+    logs = np.log(prepared.series.prices)
+    expected = logs[prepared.first_row + 5 : last + 6] - logs[prepared.first_row : last + 1]
+    np.testing.assert_allclose(torch.cat([run.returns for run in runs])[:, 1], expected, atol=1e-6)
+
+
+def test_a_batch_of_unequal_sequences_is_padded_with_days_that_do_not_count(prepared) -> None:
+    whole = prepared.part(prepared.split.validation).sequences[0]
+    short = whole.cut(3)[0]
+    batch = SequenceData([whole, short]).batch(torch.tensor([1, 0]))
+    assert batch["features"].shape[:2] == (2, len(whole))
+    assert not batch["counted"][0, len(short) :].any()
+    assert torch.equal(batch["features"][0, : len(short)], short.features)
+    assert torch.equal(batch["returns"][1], whole.returns)
+
+
+def test_covariates_are_columns_like_the_others(prepared, small_config) -> None:
+    config = small_config.model_copy(update={"covariates": ("month", "index")})
+    generator = np.random.default_rng(0)
+    given = {"index": generator.normal(3, 2, len(prepared.series)), "month": np.arange(len(prepared.series)) % 12.0}
+    with_covariates = prepare_series(prepared.series, config, covariates=given)
+    assert with_covariates.scaler.names == (*prepared.scaler.names, "month", "index")
+    np.testing.assert_array_equal(with_covariates.features[:, :-2], prepared.features)
+    assert with_covariates.scaler.mean[-1] == pytest.approx(3, abs=0.5)
+    standardised = (given["index"] - with_covariates.scaler.mean[-1]) / with_covariates.scaler.deviation[-1]
+    np.testing.assert_allclose(with_covariates.features[:, -1], standardised, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "reads the covariates month, got none"),
+        ({"month": np.zeros(460), "index": np.zeros(460)}, "got month, index"),
+        ({"month": np.zeros(459)}, "one number for each of 460 days"),
+        ({"month": np.full(460, np.nan)}, "finite|few"),
+    ],
+)
+def test_covariates_that_do_not_fit_are_refused(prepared, small_config, given, words: str) -> None:
+    config = small_config.model_copy(update={"covariates": ("month",)})
+    with pytest.raises(DataError, match=words):
+        prepare_series(prepared.series, config, covariates=given)

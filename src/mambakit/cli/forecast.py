@@ -122,13 +122,13 @@ def _settings(model: dict[str, int], training: dict[str, float]) -> "tuple[Mamba
     """Both configurations from options; what only they can judge becomes a usage error that names the option."""
     from pydantic import ValidationError
 
-    from mambakit.forecast.config import FORECAST_TRAINING, MambaConfig
+    from mambakit.forecast.config import SEQUENCE_TRAINING, MambaConfig
     from mambakit.training import TrainingConfig
 
     try:
         return (
             MambaConfig.model_validate(model),
-            TrainingConfig.model_validate({**FORECAST_TRAINING.model_dump(), **training}),
+            TrainingConfig.model_validate({**SEQUENCE_TRAINING.model_dump(), **training}),
         )
     except ValidationError as error:
         problem = error.errors()[0]

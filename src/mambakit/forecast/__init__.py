@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mambakit.forecast.config import FORECAST_TRAINING as FORECAST_TRAINING
+    from mambakit.forecast.config import SEQUENCE_TRAINING as SEQUENCE_TRAINING
     from mambakit.forecast.config import MambaConfig as MambaConfig
     from mambakit.forecast.dataset import prepare_series as prepare_series
     from mambakit.forecast.evaluation import Evaluation as Evaluation
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from mambakit.forecast.prices import fetch_historical_prices as fetch_historical_prices
     from mambakit.forecast.quality import validate_data_quality as validate_data_quality
     from mambakit.forecast.registry import ModelRegistry as ModelRegistry
-    from mambakit.forecast.train import train_single_symbol as train_single_symbol
+    from mambakit.forecast.train import train_prepared as train_prepared
     from mambakit.forecast.windows import SequenceGenerator as SequenceGenerator
 
 _HOME = {
-    "FORECAST_TRAINING": "config",
+    "SEQUENCE_TRAINING": "config",
     "MambaConfig": "config",
     "prepare_series": "dataset",
     "Evaluation": "evaluation",
@@ -43,7 +43,7 @@ _HOME = {
     "fetch_historical_prices": "prices",
     "validate_data_quality": "quality",
     "ModelRegistry": "registry",
-    "train_single_symbol": "train",
+    "train_prepared": "train",
     "SequenceGenerator": "windows",
 }
 

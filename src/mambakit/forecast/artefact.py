@@ -104,6 +104,7 @@ def describe(trained: "TrainedForecaster", version_name: str) -> dict[str, Any]:
             "parameters": record.parameters,
             "seconds": record.seconds,
             "mean_shrinkage": trained.model.shrinkage.tolist(),
+            "width_shrinkage": trained.model.width_shrinkage.tolist(),
         },
         "data_stats": {
             "num_samples": len(prepared.origins),

@@ -8,7 +8,7 @@ of the mean log return and of each of its quantiles; so the price is the forecas
 a little below the mean of the price itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,16 @@ import torch
 from mambakit.errors import DataError
 from mambakit.forecast.artefact import SavedForecaster, load_forecaster
 from mambakit.forecast.config import QUANTILES
-from mambakit.forecast.dataset import feature_engineer, raw_features
+from mambakit.forecast.dataset import column_names, feature_engineer, raw_features
+from mambakit.forecast.model import Distribution, MambaModel
 from mambakit.forecast.prices import PriceSeries, parse_symbol
 from mambakit.forecast.quality import require_quality
 from mambakit.forecast.registry import PRODUCTION, ModelRegistry
-from mambakit.forecast.volatility import ewma_volatility
+from mambakit.forecast.volatility import ewma_volatility, volatility_terms
+from mambakit.forecast.windows import FeatureScaler
+
+# Shares of outcomes between two of the quantiles.
+LEVELS = tuple(round(1 - 2 * low, 6) for low in QUANTILES if low < 0.5)
 
 
 @dataclass(frozen=True)
@@ -44,44 +49,85 @@ class Forecast:
         return {f"{horizon}d": float(price) for horizon, price in zip(self.horizons, prices, strict=True)}
 
     def intervals(self, level: float) -> dict[str, tuple[float, float]]:
-        """Lower and upper price for each horizon; `level` is 0.5, 0.8 or 0.95. Raises DataError for any other."""
-        low, high = round((1 - level) / 2, 6), round((1 + level) / 2, 6)
-        if low not in QUANTILES or high not in QUANTILES:
-            raise DataError(f"level must be 0.5, 0.8 or 0.95, got {level}")
-        bounds = self.current_price * np.exp(self.quantiles[:, [QUANTILES.index(low), QUANTILES.index(high)]])
+        """Lower and upper price for each horizon; raises DataError for a level other than those of LEVELS."""
+        if round(level, 6) not in LEVELS:
+            raise DataError(f"level must be one of {', '.join(f'{each:g}' for each in LEVELS)}, got {level:g}")
+        low, high = (QUANTILES.index(round((1 + sign * level) / 2, 6)) for sign in (-1, 1))
+        bounds = self.current_price * np.exp(self.quantiles[:, [low, high]])
         return {
             f"{horizon}d": (float(lower), float(upper))
             for horizon, (lower, upper) in zip(self.horizons, bounds, strict=True)
         }
 
 
-@torch.no_grad()
-def forecast_series(saved: SavedForecaster, series: PriceSeries, current_price: float | None = None) -> Forecast:
+def forecast_series(
+    saved: SavedForecaster,
+    series: PriceSeries,
+    current_price: float | None = None,
+    *,
+    covariates: Mapping[str, np.ndarray] | None = None,
+) -> Forecast:
     """Forecast from the last day of a series, with features made exactly as in training.
+
+    A model of sequences reads all days of the series, as it did in training: the more it is given, the better it knows
+    the state of things.
 
     Args:
         current_price: what the returns are applied to; the series' last price where not given.
+        covariates: (days,) each, those that the model was trained with.
 
     Raises:
-        DataError: the series is shorter than a window and its warm-up, incomplete, or not positive.
+        DataError: the series is shorter than a window and its warm-up, incomplete, or not positive, or the covariates
+            are not those of the training.
     """
-    config = saved.config
-    require_quality(series, min_samples=feature_engineer(config).warm_up + config.sequence_length)
     if current_price is not None and not (np.isfinite(current_price) and current_price > 0):
         raise DataError(f"current_price must be positive and finite, got {current_price}")
-    window = saved.scaler.transform(raw_features(series, config)[-config.sequence_length :])
-    volatility = ewma_volatility(series.prices)[-1:].astype(np.float32)
-    distribution = saved.model(torch.from_numpy(window)[None], torch.from_numpy(volatility))
+    distribution = last_distribution(saved.model, saved.scaler, series, covariates)
     return Forecast(
         symbol=saved.symbol,
         version=saved.version,
         as_of=series.dates[-1],
-        current_price=float(series.prices[-1]) if current_price is None else current_price,
-        horizons=config.prediction_horizons,
+        current_price=float(series.prices[-1]) if current_price is None else float(current_price),
+        horizons=saved.config.prediction_horizons,
         mean=distribution.mean[0].double().numpy(),
         quantiles=distribution.quantiles[0].double().numpy(),
-        drift=saved.model.drift.double().numpy(),
+        drift=saved.model.drift[0].double().numpy(),
     )
+
+
+@torch.no_grad()
+def last_distribution(
+    model: MambaModel,
+    scaler: FeatureScaler,
+    series: PriceSeries,
+    covariates: Mapping[str, np.ndarray] | None = None,
+    symbol: int = 0,
+) -> Distribution:
+    """The distribution of log returns (1, horizons) after the last day of a series; see `forecast_series`.
+
+    Args:
+        symbol: its number in a pooled model.
+    """
+    config = model.config
+    engineer = feature_engineer(config)
+    require_quality(series, min_samples=engineer.warm_up + config.sequence_length)
+    raw = raw_features(series, config, covariates)
+    if config.training_mode == "windows":
+        first = len(series) - config.sequence_length
+    else:
+        first = int(np.isfinite(raw).all(axis=1).argmax())
+    incomplete = ~np.isfinite(raw[first:]).all(axis=0)
+    if incomplete.any():
+        name = column_names(config)[int(incomplete.argmax())]
+        raise DataError(f"{series.symbol}: {name} is not finite on every day that the model reads")
+    rows = slice(first, None)
+    features = torch.from_numpy(scaler.transform(raw[rows]))[None]
+    volatility = torch.from_numpy(ewma_volatility(series.prices)[rows].astype(np.float32))[None]
+    terms = torch.from_numpy(volatility_terms(series.prices)[rows].astype(np.float32))[None]
+    numbers = torch.tensor([symbol])
+    if config.training_mode == "windows":
+        return model(features, volatility[:, -1], terms, numbers)
+    return Distribution(*(values[:, -1] for values in model(features, volatility, terms, numbers)))
 
 
 class MambaPredictor:

@@ -11,7 +11,7 @@ from mambakit.forecast.dataset import PreparedSeries, prepare_series
 from mambakit.forecast.evaluation import Evaluation
 from mambakit.forecast.prices import PriceSeries
 from mambakit.forecast.registry import ModelRegistry
-from mambakit.forecast.train import train_single_symbol
+from mambakit.forecast.train import train_prepared
 from mambakit.training import TrainingConfig
 from mambakit.training.artefacts import remove_folder
 
@@ -59,7 +59,7 @@ def train_and_store(
     with registry.run_folder(symbol) as run_dir:
         started = time.perf_counter()
         try:
-            trained = train_single_symbol(prepared, training, run_dir=run_dir, resume=resume, quiet=quiet)
+            trained = train_prepared(prepared, training, run_dir=run_dir, resume=resume, quiet=quiet)
         except TrainingDiverged:
             remove_folder(run_dir / "checkpoints")  # resuming would only diverge again
             raise

@@ -52,6 +52,7 @@ from mambakit.training.record import (
     make_record,
     validation_losses,
 )
+from mambakit.training.tracking import Tracking
 
 Objective = Callable[[nn.Module, Any], tuple[Tensor, Mapping[str, Tensor]]]
 """`objective(model, batch)` returns the mean loss over the batch, and further means by name (an empty dict: none).
@@ -72,6 +73,7 @@ def fit(
     quiet: bool = False,
     description: str = "training",
     on_epoch: Callable[[EpochEntry], None] | None = None,
+    tracking: Tracking | None = None,
 ) -> TrainingRecord:
     """Train `model` in place; it ends with the weights of the best epoch, in eval mode, on the device of accelerate.
 
@@ -88,6 +90,7 @@ def fit(
             its record at once. If False, checkpoints of an earlier run in `run_dir` are removed.
         quiet: show nothing.
         on_epoch: called in the main process with each new entry of the history, after its checkpoint is written.
+        tracking: a tool that gets each new entry as well.
 
     Raises:
         TrainingDiverged: the loss or the gradient is not finite; the message says since when and where.
@@ -101,7 +104,7 @@ def fit(
             raise DataError(f"{name} is empty: expected at least one sample")
     if resume and run_dir is None:
         raise MambakitError("resume=True needs run_dir, the folder of the run to go on with")
-    accelerator = _make_accelerator(config)
+    accelerator = _make_accelerator(config, tracking)
     folder = None if run_dir is None else Path(run_dir)
     with ExitStack() as stack:
         if folder is not None and accelerator.is_main_process:
@@ -110,6 +113,8 @@ def fit(
             if not resume:
                 clear_checkpoints(folder)
         accelerator.wait_for_everyone()
+        if tracking is not None:
+            stack.enter_context(tracking.started(accelerator, config))
         prepared = stack.enter_context(_prepared(accelerator, model))
         run = _Run(accelerator, model, prepared, objective, training_data, validation_data, config)
         if folder is not None:
@@ -123,6 +128,8 @@ def fit(
                 if folder is not None:
                     run.save(folder)
                 progress.epoch_ended(run.history, is_finished(run.history, config))
+                if tracking is not None:
+                    tracking.send(accelerator, entry)
                 if on_epoch is not None and accelerator.is_main_process:
                     on_epoch(entry)
         load_weights(model, run.best)
@@ -304,13 +311,15 @@ class _Run:
         )
 
 
-def _make_accelerator(config: TrainingConfig) -> Accelerator:
+def _make_accelerator(config: TrainingConfig, tracking: Tracking | None) -> Accelerator:
     known = AcceleratorState._shared_state
     if known and AcceleratorState().mixed_precision != config.mixed_precision:
         # accelerate fixes the precision at its first use in a process; a second run may need another one.
         AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
+        log_with=None if tracking is None else tracking.kind,
+        project_dir=None if tracking is None else tracking.folder,
         # Said outright, so that nothing in the environment divides the loss a second time.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
