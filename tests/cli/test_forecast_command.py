@@ -70,7 +70,7 @@ def test_predicting_prints_a_dict_of_prices_first_and_then_intervals(trained: Tr
 
 def test_predicting_as_json_gives_what_the_predictor_gives(trained: Trained) -> None:
     done = mambakit("forecast", "predict", "googl", "--models", trained[0], "--json")
-    forecast = MambaPredictor(["GOOGL"], trained[0]).forecast(fetch_historical_prices(["GOOGL"])["GOOGL"])
+    forecast = MambaPredictor(["GOOGL"], models=trained[0]).forecast(fetch_historical_prices(["GOOGL"])["GOOGL"])
     whole = json.loads(done.stdout)
     assert (whole["symbol"], whole["version"], whole["as_of"]) == ("GOOGL", "v1", "2013-03-01")
     assert whole["prices"] == pytest.approx(forecast.prices(), rel=1e-5)

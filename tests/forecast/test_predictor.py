@@ -1,5 +1,6 @@
 """Serving: the stored model forecasts what the trained one did, and says what it is."""
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch
 
 from mambakit.errors import ArtefactError, DataError
 from mambakit.forecast.artefact import SavedForecaster, load_forecaster, save_forecaster
-from mambakit.forecast.config import QUANTILES
+from mambakit.forecast.config import QUANTILES, SEQUENCE_TRAINING
+from mambakit.forecast.dataset import prepare_series
 from mambakit.forecast.predictor import MambaPredictor, forecast_series
 from mambakit.forecast.prices import PriceSeries
 from mambakit.forecast.registry import ModelRegistry
+from mambakit.forecast.train import train_prepared
 
 
 def until(series: PriceSeries, day: int) -> PriceSeries:
@@ -73,15 +76,17 @@ def test_another_current_price_moves_prices_and_not_returns(trained, saved: Save
 
 
 def test_the_predictor_takes_bare_prices_as_well(trained, models: Path) -> None:
-    predictor = MambaPredictor(["walk"], models)
+    predictor = MambaPredictor(["walk"], models=models)
     series = trained.prepared.series
-    assert predictor.predict("WALK", series.prices) == predictor.predict("WALK", series)
-    assert predictor.predict("WALK", series, current_price=series.prices[-1]) == predictor.predict("WALK", series)
+    assert predictor.predict_now("WALK", series.prices) == predictor.predict_now("WALK", series)
+    assert predictor.predict_now("WALK", series, current_price=series.prices[-1]) == predictor.predict_now(
+        "WALK", series
+    )
 
 
 def test_the_predictor_serves_only_the_symbols_it_was_made_for(trained, models: Path) -> None:
     with pytest.raises(DataError, match="serves WALK, not AAPL"):
-        MambaPredictor(["WALK"], models).predict("AAPL", trained.prepared.series.prices)
+        MambaPredictor(["WALK"], models=models).predict_now("AAPL", trained.prepared.series.prices)
 
 
 def test_too_little_history_is_refused(trained, saved: SavedForecaster) -> None:
@@ -133,3 +138,47 @@ def test_weights_of_another_size_are_refused(tmp_path: Path, models: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps({**config, "d_model": 16}))
     with pytest.raises(ArtefactError, match="do not fit"):
         load_forecaster(tmp_path)
+
+
+def test_awaiting_a_prediction_is_the_same_as_asking_now(trained, models: Path) -> None:
+    predictor, series = MambaPredictor(["WALK"], models=models), trained.prepared.series
+    awaited = asyncio.run(predictor.predict("WALK", series, current_price=80.0))
+    assert awaited == predictor.predict_now("WALK", series, 80.0)
+    assert predictor.predict_distribution("WALK", series, 80.0).prices() == awaited
+
+
+def test_a_model_of_another_configuration_is_refused_where_one_was_asked_for(trained, models: Path) -> None:
+    series = trained.prepared.series
+    assert MambaPredictor(["WALK"], trained.prepared.config, models).predict_now("WALK", series)
+    other = trained.prepared.config.model_copy(update={"d_model": 128})
+    with pytest.raises(DataError, match=r"another configuration .*d_model is 8, not 128"):
+        MambaPredictor(["WALK"], other, models).predict_now("WALK", series)
+
+
+def test_training_through_the_predictor_stores_and_serves_the_next_version(trained, tmp_path: Path) -> None:
+    series = trained.prepared.series
+    predictor = MambaPredictor(["WALK"], trained.prepared.config, tmp_path)
+    for version in ("v1", "v2"):
+        evaluations = predictor.train({"WALK": series}, epochs=1, quiet=True)
+        assert evaluations["WALK"].symbol == "WALK"
+        assert predictor.load("WALK").version == version
+    with pytest.raises(DataError, match="serves WALK, not AAPL"):
+        predictor.train({"AAPL": series.prices})
+    with pytest.raises(DataError, match="prices of AAPL were given for WALK"):
+        predictor.train({"WALK": replace(series, symbol="AAPL")})
+    with pytest.raises(DataError, match="empty"):
+        predictor.train({})
+
+
+def test_a_model_with_covariates_asks_for_them(trained, small_config, tmp_path: Path) -> None:
+    series = trained.prepared.series
+    config = small_config.model_copy(update={"covariates": ("index",)})
+    index = np.random.default_rng(0).normal(size=len(series))
+    prepared = prepare_series(series, config, covariates={"index": index})
+    made = train_prepared(prepared, SEQUENCE_TRAINING.model_copy(update={"epochs": 1}), quiet=True)
+    ModelRegistry(tmp_path).store("WALK", lambda folder, version: save_forecaster(folder, made, version))
+    predictor = MambaPredictor(["WALK"], models=tmp_path)
+    with pytest.raises(DataError, match="reads the covariates index, got none"):
+        predictor.predict_now("WALK", series)
+    forecast = predictor.predict_distribution("WALK", series, covariates={"index": index})
+    assert np.isfinite(forecast.quantiles).all()

@@ -174,7 +174,7 @@ def predict(
         from mambakit.forecast.prices import fetch_historical_prices, parse_symbol
 
         symbol = parse_symbol(symbol)
-        predictor = MambaPredictor([symbol], models, use)
+        predictor = MambaPredictor([symbol], models=models, version=use)
         saved = predictor.load(symbol)
         series = fetch_historical_prices([symbol])[symbol]
         forecast = predictor.forecast(series)

@@ -5,8 +5,12 @@
     windows     samples, targets, the purged split, the scaler      dataset     all of these for one series
     model       the network                                         train       its training, one symbol
     baselines   who it has to beat                                  evaluation  by how much, and significance: surely?
+    samples     windows and sequences as batches                    shrinkage   how much of what was learnt to believe
+    pooled      one model over many symbols                         pool_registry  where it lives
     artefact    a trained forecaster as a folder                    registry    versions and aliases of such folders
-    predictor   forecasts from a stored model                       figures, report  for the eye
+    predictor   training and forecasts, a stored model each         symbol_training  one symbol in one call
+    forecaster  the same for tidy frames                            tidy_frames reading and writing these
+    callbacks   stopping, checkpoints, metrics of a run             figures, report  for the eye
 
 Names load on first use, so that serving a forecast does not wait for what training and drawing need.
 """
@@ -15,34 +19,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mambakit.forecast.config import SEQUENCE_TRAINING as SEQUENCE_TRAINING
+    from mambakit.forecast.callbacks import MetricsTracker as MetricsTracker
+    from mambakit.forecast.callbacks import TrainingCallbacks as TrainingCallbacks
     from mambakit.forecast.config import MambaConfig as MambaConfig
     from mambakit.forecast.dataset import prepare_series as prepare_series
     from mambakit.forecast.evaluation import Evaluation as Evaluation
     from mambakit.forecast.features import TimeSeriesFeatureEngineer as TimeSeriesFeatureEngineer
+    from mambakit.forecast.forecaster import MambaForecaster as MambaForecaster
     from mambakit.forecast.model import MambaModel as MambaModel
+    from mambakit.forecast.pooled import prepare_pooled as prepare_pooled
+    from mambakit.forecast.pooled import train_pooled as train_pooled
     from mambakit.forecast.predictor import Forecast as Forecast
     from mambakit.forecast.predictor import MambaPredictor as MambaPredictor
     from mambakit.forecast.prices import PriceSeries as PriceSeries
     from mambakit.forecast.prices import fetch_historical_prices as fetch_historical_prices
     from mambakit.forecast.quality import validate_data_quality as validate_data_quality
     from mambakit.forecast.registry import ModelRegistry as ModelRegistry
+    from mambakit.forecast.symbol_training import train_single_symbol as train_single_symbol
     from mambakit.forecast.train import train_prepared as train_prepared
     from mambakit.forecast.windows import SequenceGenerator as SequenceGenerator
 
 _HOME = {
-    "SEQUENCE_TRAINING": "config",
+    "MetricsTracker": "callbacks",
+    "TrainingCallbacks": "callbacks",
     "MambaConfig": "config",
     "prepare_series": "dataset",
     "Evaluation": "evaluation",
     "TimeSeriesFeatureEngineer": "features",
+    "MambaForecaster": "forecaster",
     "MambaModel": "model",
+    "prepare_pooled": "pooled",
+    "train_pooled": "pooled",
     "Forecast": "predictor",
     "MambaPredictor": "predictor",
     "PriceSeries": "prices",
     "fetch_historical_prices": "prices",
     "validate_data_quality": "quality",
     "ModelRegistry": "registry",
+    "train_single_symbol": "symbol_training",
     "train_prepared": "train",
     "SequenceGenerator": "windows",
 }

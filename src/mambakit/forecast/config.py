@@ -158,6 +158,12 @@ def default_training(mode: TrainingMode, preset: str = "default") -> TrainingCon
     return base.model_copy(update=changes)
 
 
+def pooled_training(mode: TrainingMode, preset: str = "default") -> TrainingConfig:
+    """The settings of the training of a pooled model, whose epochs have many more samples and so larger batches."""
+    base = default_training(mode, preset)
+    return base.model_copy(update={"batch_size": 8 * base.batch_size})
+
+
 def _preset(name: str) -> dict[str, int]:
     if name not in PRESETS:
         raise DataError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")

@@ -1,5 +1,6 @@
 """A symbol's series made ready for training: features, scaler, targets and the three parts."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -61,6 +62,16 @@ class PreparedSeries:
         first = self.origins[training[0]] - self.config.sequence_length + 1
         whole = self.days(first, np.arange(first, self.origins[training[-1]] + 1))
         return SequenceData(whole.cut(max(1, len(whole) // DAYS_IN_A_RUN)))
+
+    @property
+    def covariates_fingerprint(self) -> str | None:
+        """SHA-256 of names and values of the covariates; None where there are none."""
+        if not self.covariates:
+            return None
+        digest = hashlib.sha256()
+        for name in self.config.covariates:
+            digest.update(name.encode() + b"\0" + np.asarray(self.covariates[name], dtype="<f8").tobytes())
+        return digest.hexdigest()
 
     @property
     def first_row(self) -> int:
@@ -160,9 +171,11 @@ def prepare_series(
         covariates: (days,) each, by the names in the configuration, known at each day's close.
 
     Raises DataError where the series is too short, incomplete, not positive or out of order, and where the split
-    names samples that do not exist, has an empty part, or lets a target reach into the next part.
+    names samples that do not exist, has an empty part other than the test's, or lets a target reach into the next part.
     """
-    needed = minimum_days(config)
+    engineer = feature_engineer(config)
+    shortest = engineer.warm_up + config.sequence_length + config.longest_horizon
+    needed = minimum_days(config) if split is None else shortest
     if len(series) < needed:
         raise DataError(
             f"{series.symbol}: {len(series)} days of prices are too few, at least {needed} are needed for windows of "
@@ -196,6 +209,8 @@ def _require_purged(split: Split, origins: np.ndarray, longest_horizon: int) -> 
     parts = {"training": split.training, "validation": split.validation, "test": split.test}
     for name, samples in parts.items():
         if not len(samples):
+            if name == "test":  # which what is trained for use, and not to be judged, does without
+                continue
             raise DataError(f"split: the {name} part is empty")
         if samples.min() < 0 or samples.max() >= len(origins):
             raise DataError(
@@ -205,7 +220,7 @@ def _require_purged(split: Split, origins: np.ndarray, longest_horizon: int) -> 
         if (np.diff(samples) <= 0).any():
             raise DataError(f"split: the samples of the {name} part must increase")
     for earlier, later in (("training", "validation"), ("validation", "test")):
-        if origins[parts[earlier][-1]] + longest_horizon >= origins[parts[later][0]]:
+        if len(parts[later]) and origins[parts[earlier][-1]] + longest_horizon >= origins[parts[later][0]]:
             raise DataError(
                 f"split: targets of the {earlier} part reach into the {later} part; "
                 f"leave {longest_horizon} samples between them"

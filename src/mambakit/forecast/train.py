@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mambakit.errors import DataError
 from mambakit.forecast.baselines import PointForecast, baseline_forecasts
 from mambakit.forecast.config import QUANTILES, default_training
 from mambakit.forecast.dataset import PreparedSeries
@@ -64,6 +65,35 @@ def train_prepared(
         TrainingDiverged: the loss stopped being finite.
     """
     settings = default_training(prepared.config.training_mode) if training is None else training
+    if not len(prepared.split.test):
+        raise DataError(f"{prepared.series.symbol}: the split has no test part to judge by")
+    with one_thread():
+        model, record = train_network(
+            prepared,
+            settings,
+            run_dir=run_dir,
+            resume=resume,
+            quiet=quiet,
+            on_epoch=on_epoch,
+            tracking=tracking,
+        )
+        started = time.perf_counter()
+        evaluation, forecasts = judge(model, prepared)
+    judged = time.perf_counter() - started
+    return TrainedForecaster(prepared, model, settings, record, evaluation, forecasts, judged)
+
+
+def train_network(
+    prepared: PreparedSeries,
+    settings: TrainingConfig,
+    *,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    on_epoch: Callable[[EpochEntry], None] | None = None,
+    tracking: Tracking | None = None,
+) -> tuple[MambaModel, TrainingRecord]:
+    """Train and shrink, without a look at the test part; see `train_prepared`."""
     split = prepared.split
     with one_thread():
         model = untrained_model(prepared, settings.seed)
@@ -81,11 +111,8 @@ def train_prepared(
             tracking=tracking,
         )
         model.cpu()  # training may have moved it; one symbol's days are few
-        started = time.perf_counter()
         shrink(model, prepared.part(split.validation), prepared.at_origins(split.validation)["returns"])
-        evaluation, forecasts = judge(model, prepared)
-    judged = time.perf_counter() - started
-    return TrainedForecaster(prepared, model, settings, record, evaluation, forecasts, judged)
+    return model, record
 
 
 def judge(model: MambaModel, prepared: PreparedSeries, symbol: int = 0) -> tuple[Evaluation, dict[str, PointForecast]]:

@@ -12,8 +12,9 @@ from mambakit.forecast.evaluation import Evaluation
 from mambakit.forecast.prices import PriceSeries
 from mambakit.forecast.registry import ModelRegistry
 from mambakit.forecast.train import train_prepared
-from mambakit.training import TrainingConfig
-from mambakit.training.artefacts import remove_folder
+from mambakit.training import TrainingConfig, TrainingRecord
+from mambakit.training.artefacts import read_json, remove_folder
+from mambakit.training.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Outcome:
     reused: bool  # a finished version of an interrupted run, taken over as it is
     training_seconds: float
     storing_seconds: float  # judging aside: files, figures, checksums
+    record: TrainingRecord
+    judging_seconds: float = 0.0  # shrinkage aside: baselines and tests
 
 
 def prepare_all(series: Sequence[PriceSeries], config: MambaConfig, registry: ModelRegistry) -> list[PreparedSeries]:
@@ -45,6 +48,7 @@ def train_and_store(
     *,
     resume: bool = False,
     quiet: bool = False,
+    tracking: Tracking | None = None,
 ) -> Outcome:
     """Train one symbol and store it as the next version, which becomes production.
 
@@ -55,17 +59,30 @@ def train_and_store(
     if resume and not registry.interrupted(symbol):
         finished = _same_training(prepared, training, registry)
         if finished is not None:
-            return Outcome(symbol, finished.version, finished.evaluation, True, 0.0, 0.0)
+            record = read_json(registry.find(symbol, finished.version) / "metrics.json")["training"]
+            return Outcome(
+                symbol, finished.version, finished.evaluation, True, 0.0, 0.0, TrainingRecord.model_validate(record)
+            )
     with registry.run_folder(symbol) as run_dir:
         started = time.perf_counter()
         try:
-            trained = train_prepared(prepared, training, run_dir=run_dir, resume=resume, quiet=quiet)
+            trained = train_prepared(prepared, training, run_dir=run_dir, resume=resume, quiet=quiet, tracking=tracking)
         except TrainingDiverged:
             remove_folder(run_dir / "checkpoints")  # resuming would only diverge again
             raise
         between = time.perf_counter()
         version = registry.store(symbol, lambda folder, name: save_forecaster(folder, trained, name))
-    return Outcome(symbol, version, trained.evaluation, False, between - started, time.perf_counter() - between)
+    judging = trained.judging_seconds
+    return Outcome(
+        symbol,
+        version,
+        trained.evaluation,
+        False,
+        between - started - judging,
+        time.perf_counter() - between,
+        trained.record,
+        judging,
+    )
 
 
 def _same_training(
@@ -80,5 +97,6 @@ def _same_training(
         saved.config == prepared.config
         and saved.metadata["training_config"] == training.model_dump(mode="json")
         and saved.metadata["data_stats"]["sha256"] == prepared.series.fingerprint
+        and saved.metadata["data_stats"].get("covariates_sha256") == prepared.covariates_fingerprint
     )
     return saved if same else None
