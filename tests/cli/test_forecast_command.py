@@ -215,6 +215,15 @@ def test_a_corrupted_model_file_is_named(trained: Trained, tmp_path: Path, damag
         (["train", "--test", "--epochs", "0"], "--epochs"),
         (["train", "--test", "--learning-rate", "0"], "--learning-rate"),
         (["train", "--test", "--epoch", "3"], "--epoch"),
+        (["train", "--test", "--preset", "huge"], "--preset"),
+        (["train", "--test", "--mixer", "lstm"], "--mixer"),
+        (["train", "--test", "--mixer", "mamba3", "--d-model", "0"], "--d-model"),
+        (["train", "--test", "--mode", "chunks"], "--mode"),
+        (["train", "--test", "--precision", "int8"], "--precision"),
+        (["train", "--test", "--schedule", "linear"], "--schedule"),
+        (["train", "--test", "--accumulate", "0"], "--accumulate"),
+        (["train", "--test", "--clip-norm", "-1"], "--clip-norm"),
+        (["train", "--test", "--tracker-dir", "x"], "--tracker"),
         (["predict"], "SYMBOL"),
     ],
 )
@@ -228,3 +237,96 @@ def test_a_usage_error_of_the_command_shows_no_traceback() -> None:
     done = mambakit("forecast", "train")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_every_option_of_a_training_reaches_the_stored_model(tmp_path: Path) -> None:
+    options = {
+        "--preset": "small",
+        "--mixer": "mamba2",
+        "--mode": "windows",
+        "--d-model": "8",
+        "--layers": "1",
+        "--epochs": "1",
+        "--batch-size": "24",
+        "--learning-rate": "0.003",
+        "--schedule": "plateau",
+        "--patience": "3",
+        "--accumulate": "2",
+        "--clip-norm": "0",
+        "--precision": "bf16",
+        "--seed": "7",
+        "--days": "430",
+        "--tracker": "tensorboard",
+    }
+    done = mambakit(
+        "forecast",
+        "train",
+        "--symbols",
+        "IBM",
+        "--out",
+        tmp_path,
+        "-q",
+        *(part for pair in options.items() for part in pair),
+    )
+    assert done.returncode == 0, done.stderr
+    metadata = json.loads((tmp_path / "IBM" / "v1" / "metadata.json").read_text())
+    model, training = metadata["model_config"], metadata["training_config"]
+    assert (model["mixer"], model["training_mode"], model["d_model"], model["num_layers"]) == (
+        "mamba2",
+        "windows",
+        8,
+        1,
+    )
+    assert model["d_state"] == 8  # of the preset
+    assert training == {
+        "epochs": 1,
+        "batch_size": 24,
+        "learning_rate": 0.003,
+        "weight_decay": 0.1,
+        "clip_norm": None,
+        "schedule": "plateau",
+        "warmup_fraction": 0.05,
+        "min_learning_rate_ratio": 0.01,
+        "patience": 3,
+        "min_delta": 0.0,
+        "seed": 7,
+        "mixed_precision": "bf16",
+        "gradient_accumulation": 2,
+    }
+    assert list((tmp_path / "tracker_runs" / "IBM").glob("events*"))
+
+
+def test_a_preset_brings_its_settings(tmp_path: Path) -> None:
+    done = mambakit(
+        "forecast", "train", "--symbols", "IBM", "--preset", "small", "--mode", "windows", "--days", "430",
+        "--epochs", "1", "--d-model", "4", "--out", tmp_path, "-q",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metadata = json.loads((tmp_path / "IBM" / "v1" / "metadata.json").read_text())
+    assert metadata["training_config"]["batch_size"] == 16
+    assert metadata["training_config"]["learning_rate"] == pytest.approx(4e-4)
+
+
+def test_a_pooled_model_is_trained_and_predicts_a_symbol_that_it_has_not_met(tmp_path: Path) -> None:
+    done = mambakit("forecast", "train", "--pooled", "--symbols", "AAPL,IBM", *SMALL, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "One model of 2 symbols, stored as" in done.stdout
+    assert re.search(r"^Time: imports and data .* training .* judging .*", done.stdout, re.MULTILINE)
+    met = mambakit("forecast", "predict", "AAPL", "--pooled", "--models", tmp_path)
+    assert met.returncode == 0, met.stderr
+    assert "AAPL: no skill" in met.stdout or "AAPL: lower squared error" in met.stdout
+    other = mambakit("forecast", "predict", "MSFT", "--pooled", "--models", tmp_path)
+    assert other.returncode == 0, other.stderr
+    assert list(ast.literal_eval(other.stdout.splitlines()[0])) == ["1d", "5d", "10d", "30d"]
+    assert "MSFT: not met in training" in other.stdout
+    assert_one_line_error(
+        mambakit("forecast", "predict", "MSFT", "--pooled", "--models", tmp_path / "none"), "no pooled model"
+    )
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_any_work(tmp_path: Path) -> None:
+    done = mambakit(
+        "forecast", "train", "--symbols", "AAPL", *SMALL, "--tracker", "comet", "--out", tmp_path / "models"
+    )
+    assert_one_line_error(done, "tracker must be tensorboard, mlflow or wandb")
+    assert not (tmp_path / "models").exists()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mambakit.forecast.registry import ModelRegistry
     from mambakit.forecast.workflow import Outcome
     from mambakit.training import TrainingConfig
+    from mambakit.training.tracking import Tracking
 
 TEST_SYMBOLS = ("AAPL", "MSFT", "GOOGL")
 _PIPE_WIDTH = 120  # columns of a table where there is no terminal to ask
@@ -40,6 +41,14 @@ Symbols of your choice, more briefly:
 
   mambakit forecast train --symbols AAPL,IBM --epochs 20 --out models
 
+One model over many symbols, which also forecasts others:
+
+  mambakit forecast train --pooled --symbols AAPL,IBM,MSFT
+
+Another kind of block, by windows instead of whole sequences:
+
+  mambakit forecast train --test --mixer mamba2 --mode windows
+
 Go on with a training that was killed:
 
   mambakit forecast train --test --resume
@@ -54,6 +63,10 @@ For another program:
 
   mambakit forecast predict AAPL --json
 
+A symbol that the pooled model may not have met:
+
+  mambakit forecast predict GOOG --pooled
+
 From a certain version, with a figure:
 
   mambakit forecast predict AAPL --use v1 --figure fan.png
@@ -64,14 +77,30 @@ From a certain version, with a figure:
 def train(
     test: Annotated[bool, typer.Option("--test", help=f"Train {', '.join(TEST_SYMBOLS)}.")] = False,
     symbols: Annotated[str | None, typer.Option(help="Symbols to train, such as AAPL,IBM.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part, at most.")] = 50,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows behind one step of the optimiser.")] = 32,
+    pooled: Annotated[bool, typer.Option("--pooled", help="Train one model over all of the symbols.")] = False,
+    preset: Annotated[
+        str, typer.Option(help="Sizes and settings: default, small, large or high-variance.")
+    ] = "default",
+    mixer: Annotated[str, typer.Option(help="mamba, mamba2, mamba3, s4d or attention.")] = "mamba",
+    mode: Annotated[
+        str, typer.Option(help="sequence: learn from every day, read once; windows: from the last day of each window.")
+    ] = "sequence",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training part, at most.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows, or runs of 125 days, behind one step of the optimiser.")
+    ] = None,
     days: Annotated[int | None, typer.Option(min=1, help="Use the last so many days; all by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the models.")] = Path("models"),
-    d_model: Annotated[int, typer.Option(min=1, help="Width of the model.")] = 64,
-    layers: Annotated[int, typer.Option(min=1, help="Mamba blocks.")] = 4,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-4,
-    patience: Annotated[int, typer.Option(min=1, help="Stop after so many epochs without progress.")] = 5,
+    d_model: Annotated[int | None, typer.Option(min=1, help="Width of the model.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Blocks.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Learning rate: cosine, constant or plateau.")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without progress.")] = None,
+    accumulate: Annotated[int | None, typer.Option(min=1, help="Parts of a batch, one in memory at a time.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient; 0: not clipped.")] = None,
+    precision: Annotated[str | None, typer.Option(help="no, bf16, or on a GPU fp16.")] = None,
+    tracker: Annotated[str | None, typer.Option(help="Also send losses to tensorboard, mlflow or wandb.")] = None,
+    tracker_dir: Annotated[Path | None, typer.Option(help="Folder for that; OUT/tracker_runs by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes all randomness.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was killed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no explanations.")] = False,
@@ -88,52 +117,130 @@ def train(
     if not asked:
         raise typer.BadParameter("names no symbol; expected a list such as AAPL,MSFT", param_hint="--symbols")
     config, training = _settings(
-        {"d_model": d_model, "num_layers": layers},
+        preset,
+        {"d_model": d_model, "num_layers": layers, "mixer": mixer, "training_mode": mode},
         {
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
+            "schedule": schedule,
             "patience": patience,
+            "gradient_accumulation": accumulate,
+            "clip_norm": clip_norm,
+            "mixed_precision": precision,
             "seed": seed,
         },
+        pooled=pooled,
     )
+    if tracker_dir is not None and tracker is None:
+        raise typer.BadParameter("needs --tracker, whose folder it is", param_hint="--tracker-dir")
     started = time.perf_counter()
     from mambakit.forecast.prices import fetch_historical_prices
     from mambakit.forecast.registry import ModelRegistry
     from mambakit.forecast.workflow import prepare_all, train_and_store
+    from mambakit.training.tracking import Tracking
 
+    def tracking(run: str) -> Tracking | None:
+        folder = out / "tracker_runs" if tracker_dir is None else tracker_dir  # no symbol has an underscore
+        return None if tracker is None else Tracking(tracker, folder, run)  # type: ignore[arg-type]
+
+    tracking("")  # a tool that is missing is found before any work
     registry = ModelRegistry(out)
     series = list(fetch_historical_prices(asked, days).values())
+    if pooled:
+        _train_pooled(series, config, training, out, tracking("POOLED"), resume=resume, quiet=quiet, started=started)
+        return
     prepared = prepare_all(series, config, registry)
     if not quiet:
         for each in series:
             print(_data_line(each, days))
     preparing = time.perf_counter() - started
-    outcomes = [train_and_store(each, training, registry, resume=resume, quiet=quiet) for each in prepared]
+    outcomes = [
+        train_and_store(each, training, registry, resume=resume, quiet=quiet, tracking=tracking(each.series.symbol))
+        for each in prepared
+    ]
     _print_outcomes(outcomes, registry, quiet)
     print(
         f"Time: imports and data {preparing:.1f} s, "
-        f"training and judging {sum(outcome.training_seconds for outcome in outcomes):.1f} s, "
+        f"training {sum(outcome.training_seconds for outcome in outcomes):.1f} s, "
+        f"judging {sum(outcome.judging_seconds for outcome in outcomes):.1f} s, "
         f"figures and files {sum(outcome.storing_seconds for outcome in outcomes):.1f} s"
     )
 
 
-def _settings(model: dict[str, int], training: dict[str, float]) -> "tuple[MambaConfig, TrainingConfig]":
-    """Both configurations from options; what only they can judge becomes a usage error that names the option."""
+# What an option is called that sets a field of another name.
+_OPTIONS = {
+    "num_layers": "--layers",
+    "training_mode": "--mode",
+    "mixed_precision": "--precision",
+    "gradient_accumulation": "--accumulate",
+}
+
+
+def _settings(
+    preset: str, model: dict[str, Any], training: dict[str, Any], *, pooled: bool
+) -> "tuple[MambaConfig, TrainingConfig]":
+    """Both configurations from a preset and options, those that are None left out.
+
+    What only the configurations can judge becomes a usage error that names the option.
+    """
     from pydantic import ValidationError
 
-    from mambakit.forecast.config import SEQUENCE_TRAINING, MambaConfig
+    from mambakit.forecast.config import PRESETS, MambaConfig, default_training, pooled_training
     from mambakit.training import TrainingConfig
 
+    if preset not in PRESETS:
+        raise typer.BadParameter(f"must be one of {', '.join(PRESETS)}, got {preset}", param_hint="--preset")
+    given = {name: value for name, value in training.items() if value is not None}
+    if given.get("clip_norm") == 0:
+        given["clip_norm"] = None
     try:
-        return (
-            MambaConfig.model_validate(model),
-            TrainingConfig.model_validate({**SEQUENCE_TRAINING.model_dump(), **training}),
-        )
+        config = MambaConfig.preset(preset, **{name: value for name, value in model.items() if value is not None})
+        default = (pooled_training if pooled else default_training)(config.training_mode, preset)
+        return config, TrainingConfig.model_validate({**default.model_dump(), **given})
     except ValidationError as error:
         problem = error.errors()[0]
-        option = "--" + str(problem["loc"][0]).replace("num_", "").replace("_", "-")
-        raise typer.BadParameter(f"{problem['msg']}, got {problem['input']}", param_hint=option) from error
+        field = str(problem["loc"][0]) if problem["loc"] else ""
+        option = _OPTIONS.get(field, "--" + field.replace("_", "-")) if field else "--mixer"
+        got = f", got {problem['input']}" if field else ""
+        raise typer.BadParameter(f"{problem['msg']}{got}", param_hint=option) from error
+
+
+def _train_pooled(
+    series: "list[PriceSeries]",
+    config: "MambaConfig",
+    training: "TrainingConfig",
+    out: Path,
+    tracking: "Tracking | None",
+    *,
+    resume: bool,
+    quiet: bool,
+    started: float,
+) -> None:
+    from mambakit.forecast.pooled import prepare_pooled, train_and_store_pooled
+    from mambakit.forecast.report import evaluation_table, interval_verdict, legend, skill_line, verdict
+
+    prepared = prepare_pooled(series, config)
+    if not quiet:
+        for each in series:
+            print(_data_line(each, None))
+    preparing = time.perf_counter() - started
+    stored = train_and_store_pooled(prepared, training, out, resume=resume, quiet=quiet, tracking=tracking)
+    evaluations = list(stored.trained.evaluations.values())
+    console = _console()
+    for evaluation in evaluations:
+        console.print(evaluation_table(evaluation))
+    if not quiet:
+        console.print(legend(), soft_wrap=not console.is_terminal)
+    for evaluation in evaluations:
+        print(skill_line(evaluation))
+    print(f"One model of {len(evaluations)} symbols, stored as {stored.folder}")
+    print(verdict(evaluations))
+    print(interval_verdict(evaluations))
+    print(
+        f"Time: imports and data {preparing:.1f} s, training {stored.trained.record.seconds:.1f} s, "
+        f"judging {stored.trained.judging_seconds:.1f} s, figures and files {stored.storing_seconds:.1f} s"
+    )
 
 
 def _print_outcomes(outcomes: "list[Outcome]", registry: "ModelRegistry", quiet: bool) -> None:
@@ -156,6 +263,9 @@ def _print_outcomes(outcomes: "list[Outcome]", registry: "ModelRegistry", quiet:
 def predict(
     symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="A symbol with a trained model.")],
     models: Annotated[Path, typer.Option(help="Folder with the models.")] = Path("models"),
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="Use the pooled model, for any symbol there are prices of.")
+    ] = False,
     use: Annotated[str, typer.Option(help="A version such as v1, or an alias.")] = "production",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Also draw the fan chart to this PNG.")] = None,
@@ -174,13 +284,15 @@ def predict(
         from mambakit.forecast.prices import fetch_historical_prices, parse_symbol
 
         symbol = parse_symbol(symbol)
-        predictor = MambaPredictor([symbol], models=models, version=use)
+        predictor = MambaPredictor([symbol], models=models, version=use, pooled=pooled)
         saved = predictor.load(symbol)
         series = fetch_historical_prices([symbol])[symbol]
         forecast = predictor.forecast(series)
         from mambakit.forecast.report import skill_line
 
-        skill = skill_line(saved.evaluation)
+        skill = f"{symbol}: not met in training, so nothing was measured of it"
+        if saved.evaluation.scores:
+            skill = skill_line(saved.evaluation)
     if as_json:
         print(json.dumps(_as_json(forecast, skill), indent=2))
     else:
