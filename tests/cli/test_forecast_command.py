@@ -4,13 +4,16 @@ import ast
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import SMALL, assert_one_line_error, command, environment, mambakit
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from mambakit.cli import app
@@ -330,3 +333,34 @@ def test_a_tracker_that_is_not_installed_is_named_before_any_work(tmp_path: Path
     )
     assert_one_line_error(done, "tracker must be tensorboard, mlflow or wandb")
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+@pytest.mark.slow
+def test_two_processes_train_one_version_as_one_process_does(tmp_path: Path) -> None:
+    train = ["forecast", "train", "--symbols", "IBM", *SMALL, "--batch-size", "2", "--out"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = [
+        subprocess.Popen(
+            command(*train, tmp_path / "two"),
+            env=environment() | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    outputs = [process.communicate(timeout=240) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert "Verdict" in outputs[0][0]
+    assert outputs[1][0] == ""
+    assert {path.name for path in (tmp_path / "two" / "IBM").iterdir()} == {"v1", "aliases.json"}
+    assert mambakit(*train, tmp_path / "one", "-q").returncode == 0
+    two, one = (load_file(tmp_path / run / "IBM" / "v1" / "model.safetensors") for run in ("two", "one"))
+    # Dropout differs between the processes; the start, fitted to the same training part, does not.
+    for name in ("drift", "blend"):
+        assert torch.equal(two[name], one[name]), name
+    assert verify_folder(tmp_path / "two" / "IBM" / "v1") is None

@@ -4,6 +4,7 @@ Everything heavy is imported inside the commands, so that help and predictions c
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -135,6 +136,11 @@ def train(
     if tracker_dir is not None and tracker is None:
         raise typer.BadParameter("needs --tracker, whose folder it is", param_hint="--tracker-dir")
     started = time.perf_counter()
+    from mambakit.training.processes import is_first
+
+    if not is_first():  # of the processes of `accelerate launch`
+        quiet = True
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     from mambakit.forecast.prices import fetch_historical_prices
     from mambakit.forecast.registry import ModelRegistry
     from mambakit.forecast.workflow import prepare_all, train_and_store

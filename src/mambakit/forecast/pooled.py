@@ -32,6 +32,7 @@ from mambakit.forecast.train import judge, objective, one_thread, shrink
 from mambakit.forecast.windows import FeatureScaler, Split
 from mambakit.training import TrainingConfig, TrainingRecord, fit
 from mambakit.training.artefacts import write_json
+from mambakit.training.processes import decided_by_first, held_by_first
 from mambakit.training.record import EpochEntry
 from mambakit.training.tracking import Tracking
 
@@ -211,10 +212,12 @@ def train_and_store_pooled(
     """Train a pooled model and store it below a root folder of models as the next version, now in production."""
     registry = pooled_registry(root)
     registry.require_writable(POOLED)
-    with registry.run_folder(POOLED) as run_dir:
+    with held_by_first(lambda: registry.run_folder(POOLED)) as run_dir:
         trained = train_pooled(prepared, training, run_dir=run_dir, resume=resume, quiet=quiet, tracking=tracking)
         started = time.perf_counter()
-        version = registry.store(POOLED, lambda folder, name: save_pooled(folder, trained, name))
+        version = decided_by_first(
+            lambda: registry.store(POOLED, lambda folder, name: save_pooled(folder, trained, name))
+        )
     return StoredPool(registry.folder(POOLED) / version, trained, time.perf_counter() - started)
 
 

@@ -14,6 +14,7 @@ from mambakit.forecast.registry import ModelRegistry
 from mambakit.forecast.train import train_prepared
 from mambakit.training import TrainingConfig, TrainingRecord
 from mambakit.training.artefacts import read_json, remove_folder
+from mambakit.training.processes import decided_by_first, held_by_first, is_first
 from mambakit.training.tracking import Tracking
 
 
@@ -56,22 +57,25 @@ def train_and_store(
     stored, from the same settings and data, is taken over as it is.
     """
     symbol = prepared.series.symbol
-    if resume and not registry.interrupted(symbol):
+    if resume and not decided_by_first(lambda: registry.interrupted(symbol)):
         finished = _same_training(prepared, training, registry)
         if finished is not None:
             record = read_json(registry.find(symbol, finished.version) / "metrics.json")["training"]
             return Outcome(
                 symbol, finished.version, finished.evaluation, True, 0.0, 0.0, TrainingRecord.model_validate(record)
             )
-    with registry.run_folder(symbol) as run_dir:
+    with held_by_first(lambda: registry.run_folder(symbol)) as run_dir:
         started = time.perf_counter()
         try:
             trained = train_prepared(prepared, training, run_dir=run_dir, resume=resume, quiet=quiet, tracking=tracking)
         except TrainingDiverged:
-            remove_folder(run_dir / "checkpoints")  # resuming would only diverge again
+            if is_first():
+                remove_folder(run_dir / "checkpoints")  # resuming would only diverge again
             raise
         between = time.perf_counter()
-        version = registry.store(symbol, lambda folder, name: save_forecaster(folder, trained, name))
+        version = decided_by_first(
+            lambda: registry.store(symbol, lambda folder, name: save_forecaster(folder, trained, name))
+        )
     judging = trained.judging_seconds
     return Outcome(
         symbol,
