@@ -224,7 +224,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         for done, some in enumerate(pool.imap_unordered(run, made), start=1):
             results += some
-            print(f"{done}/{len(made)} {some[0].method} {some[0].symbol}", file=sys.stderr, flush=True)
+            for each in some:
+                ratio = sum(each.crps) / len(each.crps)
+                line = f"{done}/{len(made)} {each.method} {each.symbol}: CRPS {ratio:.4f}, {each.seconds:.1f} s"
+                print(line, file=sys.stderr, flush=True)
     print(table(results, methods))
     if options.json is not None:
         content = {"part": options.part, "preset": options.preset, "results": [asdict(each) for each in results]}

@@ -188,6 +188,12 @@ def test_the_weights_of_the_terms_are_found_where_there_is_data_enough() -> None
     assert (far > near).all()  # pulled towards the prior
 
 
+def test_the_weights_stay_finite_where_a_price_stands_still() -> None:
+    prior = torch.tensor([0.2, 0.4, 0.1, -0.3]).double()
+    weights = fit_blend(torch.zeros(300).double(), torch.randn(300, 4).double(), prior)
+    assert ((weights - prior).abs() < 0.5).all()
+
+
 def test_days_that_do_not_count_do_not_change_the_loss(prepared, untrained) -> None:
     batch = prepared.part(prepared.split.validation).batch(torch.tensor([0]))
     untrained.eval()

@@ -38,6 +38,7 @@ _SMALLEST_SPREAD = 1e-3  # between neighbouring quantiles at the start, in units
 _WIDEST = math.log(10.0)  # |s| stays below: no day's intervals are ten times as wide as usual, or a tenth
 _PACE = 0.1  # of m against s
 _WEIGHT_OF_MEAN = 0.1  # of its squared error in the loss; the pinball loss has 1
+_SMALLEST_SIZE = 1e-6  # of a return in units of its volatility, where a price stands still
 _PULL_TO_PRIOR = 0.1  # on the squared distance of w_h from its prior, where a day's misfit counts 1
 
 
@@ -182,6 +183,7 @@ def fit_blend(size: Tensor, terms: Tensor, prior: Tensor) -> Tensor:
     The smallest mean of log s + size / s over log s = constant + terms . w, the likelihood of Laplace's distribution,
     which no single crash decides; plus a pull towards the prior, for one symbol alone says little about w.
     """
+    size = size.clamp(min=_SMALLEST_SIZE)
     weights = torch.cat([prior, torch.zeros(1, dtype=prior.dtype)]).requires_grad_()
     optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
 
