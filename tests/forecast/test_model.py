@@ -188,6 +188,14 @@ def test_the_weights_of_the_terms_are_found_where_there_is_data_enough() -> None
     assert (far > near).all()  # pulled towards the prior
 
 
+def test_a_model_made_from_its_configuration_alone_reads_the_features_it_asks_for(prepared) -> None:
+    model = MambaModel(prepared.config).eval()
+    batch = prepared.part(prepared.split.test).batch(torch.tensor([0]))
+    assert model(batch["features"], batch["volatility"], batch["terms"]).mean.shape[-1] == 4
+    covariates = MambaConfig(d_model=8, num_layers=1, covariates=("a", "b"), include_volume=True)
+    assert MambaModel(covariates).embedding.in_features == MambaModel(prepared.config).embedding.in_features + 4 + 2
+
+
 def test_the_weights_stay_finite_where_a_price_stands_still() -> None:
     prior = torch.tensor([0.2, 0.4, 0.1, -0.3]).double()
     weights = fit_blend(torch.zeros(300).double(), torch.randn(300, 4).double(), prior)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mambakit.forecast.config import QUANTILES, MambaConfig
+from mambakit.forecast.features import TimeSeriesFeatureEngineer
 from mambakit.forecast.volatility import TERMS, prior_weights
 from mambakit.nn import Backbone
 
@@ -55,7 +56,7 @@ class MambaModel(nn.Module):
 
     Args:
         config: sizes, horizons and window.
-        n_features: columns of the features, covariates included.
+        n_features: columns of the features, covariates included; those that the configuration asks for by default.
         n_symbols: how many symbols a pooled model knows; 0 for the model of a single one.
     """
 
@@ -65,8 +66,11 @@ class MambaModel(nn.Module):
     width_shrinkage: Tensor
     calibration: Tensor
 
-    def __init__(self, config: MambaConfig, n_features: int, n_symbols: int = 0) -> None:
+    def __init__(self, config: MambaConfig, n_features: int | None = None, n_symbols: int = 0) -> None:
         super().__init__()
+        if n_features is None:
+            engineer = TimeSeriesFeatureEngineer(config.windows, config.include_volume)
+            n_features = len(engineer.names) + len(config.covariates)
         self.config = config
         self.n_symbols = n_symbols
         self.embedding = nn.Linear(n_features + len(TERMS), config.d_model)
