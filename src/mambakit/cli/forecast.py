@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mambakit.cli import forecast_models
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -30,6 +32,7 @@ app = typer.Typer(
     help="Forecast prices 1, 5, 10 and 30 days ahead, with intervals, and beside honest baselines.",
     no_args_is_help=True,
 )
+app.add_typer(forecast_models.app, name="models")
 
 _TRAIN_EXAMPLES = """
 Three symbols, all defaults:
