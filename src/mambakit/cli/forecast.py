@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mambakit.cli import forecast_models
+from mambakit.cli.console import console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mambakit.forecast.config import MambaConfig
-    from mambakit.forecast.predictor import Forecast
     from mambakit.forecast.prices import PriceSeries
     from mambakit.forecast.registry import ModelRegistry
+    from mambakit.forecast.service import ServedForecast
     from mambakit.forecast.workflow import Outcome
     from mambakit.training import TrainingConfig
 
 TEST_SYMBOLS = ("AAPL", "MSFT", "GOOGL")
-_PIPE_WIDTH = 120  # columns of a table where there is no terminal to ask
 
 app = typer.Typer(
     help="Forecast prices 1, 5, 10 and 30 days ahead, with intervals, and beside honest baselines.",
@@ -60,6 +58,10 @@ For another program:
 From a certain version, with a figure:
 
   mambakit forecast predict AAPL --use v1 --figure fan.png
+
+With every fifth customer shown the challenger:
+
+  mambakit forecast predict AAPL --ab 0.2 --key customer-17
 """
 
 
@@ -142,11 +144,11 @@ def _settings(model: dict[str, int], training: dict[str, float]) -> "tuple[Mamba
 def _print_outcomes(outcomes: "list[Outcome]", registry: "ModelRegistry", quiet: bool) -> None:
     from mambakit.forecast.report import evaluation_table, interval_verdict, legend, skill_line, verdict
 
-    console = _console()
+    terminal = console()
     for outcome in outcomes:
-        console.print(evaluation_table(outcome.evaluation))
+        terminal.print(evaluation_table(outcome.evaluation))
     if not quiet:
-        console.print(legend(), soft_wrap=not console.is_terminal)
+        terminal.print(legend(), soft_wrap=not terminal.is_terminal)
     for outcome in outcomes:
         state = "already trained, kept" if outcome.reused else "stored"
         print(f"{skill_line(outcome.evaluation)}; {state} as {registry.folder(outcome.symbol) / outcome.version}")
@@ -162,51 +164,83 @@ def predict(
     use: Annotated[str, typer.Option(help="A version such as v1, or an alias.")] = "production",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Also draw the fan chart to this PNG.")] = None,
+    log: Annotated[Path | None, typer.Option(help="Log of predictions; MODELS/predictions.sqlite by default.")] = None,
+    no_log: Annotated[bool, typer.Option("--no-log", help="Do not log the prediction.")] = False,
+    no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Fail where the model can't answer.")] = False,
+    max_age_days: Annotated[int, typer.Option(min=0, help="Days that a model may be older than its prices.")] = 365,
+    ab: Annotated[float, typer.Option(min=0, max=1, help="Share that is shown the challenger's forecast.")] = 0.0,
+    key: Annotated[str | None, typer.Option(help="Who asks, for --ab; symbol and day by default.")] = None,
 ) -> None:
     """Forecast a symbol's price from the last day of its series, with 80% and 95% intervals.
 
     The first line is a Python literal: {'1d': .., '5d': .., '10d': .., '30d': ..}.
 
     A price is the current one times exp(mean log return).
+
+    Where the model is missing, damaged, older than its prices allow or fed bad data, momentum shrunk to the drift
+    answers, and a line that begins with "fallback:" says so and why.
     """
+    if no_log and log is not None:
+        raise typer.BadParameter("give either --log or --no-log", param_hint="--log")
+    if key is not None and ab == 0:
+        raise typer.BadParameter("chooses between production and challenger: give --ab too", param_hint="--key")
     import torch
 
     torch.set_num_threads(1)  # waking threads, and waiting for them on a busy machine, takes longer than one window
     with _without_pandas():
-        from mambakit.forecast.predictor import MambaPredictor
+        from mambakit.forecast.fallback import FALLBACK
+        from mambakit.forecast.prediction_log import LOG_NAME, PredictionLog
         from mambakit.forecast.prices import fetch_historical_prices, parse_symbol
+        from mambakit.forecast.report import skill_line
+        from mambakit.forecast.service import ForecastService
 
         symbol = parse_symbol(symbol)
-        predictor = MambaPredictor([symbol], models, use)
-        saved = predictor.load(symbol)
+        path = models / LOG_NAME if log is None and models.is_dir() else log  # no folder is made for a log alone
+        service = ForecastService(
+            models,
+            use=use,
+            max_age_days=max_age_days,
+            fallback=not no_fallback,
+            log=None if no_log or path is None else PredictionLog(path),
+            challenger_share=ab,
+        )
         series = fetch_historical_prices([symbol])[symbol]
-        forecast = predictor.forecast(series)
-        from mambakit.forecast.report import skill_line
-
-        skill = skill_line(saved.evaluation)
+        forecast = service.serve(symbol, series, key=key)
+        known = forecast.source != FALLBACK
+        skill = skill_line(service.load(symbol, forecast.source).evaluation) if known else None
     if as_json:
         print(json.dumps(_as_json(forecast, skill), indent=2))
     else:
         _print_forecast(forecast, skill)
+    if forecast.unlogged is not None:
+        print(f"mambakit: warning: the prediction is not logged: {forecast.unlogged}", file=sys.stderr)
     if figure is not None:
         from mambakit.forecast.figures import draw_fan
 
         draw_fan(forecast, series, figure)
 
 
-def _print_forecast(forecast: "Forecast", skill: str) -> None:
+def _print_forecast(forecast: "ServedForecast", skill: str | None) -> None:
     from mambakit.forecast.report import interval_table
 
     print({horizon: round(price, 2) for horizon, price in forecast.prices().items()})
-    _console().print(interval_table(forecast))
-    print(f"{forecast.symbol} {forecast.version}, as of {forecast.as_of}, current price {forecast.current_price:.2f}")
-    print(skill)
+    console().print(interval_table(forecast))
+    arm = " (challenger)" if forecast.arm == "challenger" else ""
+    print(f"{forecast.symbol} {forecast.source}{arm}, as of {forecast.as_of}, ", end="")
+    print(f"current price {forecast.current_price:.2f}")
+    if forecast.reason is not None:
+        print(f"{'fallback' if skill is None else 'note'}: {forecast.reason}")
+    if skill is not None:
+        print(skill)
 
 
-def _as_json(forecast: "Forecast", skill: str) -> dict[str, object]:
+def _as_json(forecast: "ServedForecast", skill: str | None) -> dict[str, object]:
     return {
         "symbol": forecast.symbol,
         "version": forecast.version,
+        "source": forecast.source,
+        "reason": forecast.reason,
+        "arm": forecast.arm,
         "as_of": str(forecast.as_of),
         "current_price": forecast.current_price,
         "prices": forecast.prices(),
@@ -218,12 +252,6 @@ def _as_json(forecast: "Forecast", skill: str) -> dict[str, object]:
 def _data_line(series: "PriceSeries", asked: int | None) -> str:
     fewer = f" (fewer than the {asked} asked for)" if asked is not None and len(series) < asked else ""
     return f"{series.symbol}: {len(series)} days{fewer}, {series.dates[0]} to {series.dates[-1]}"
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False, markup=False, emoji=False)
 
 
 @contextmanager
