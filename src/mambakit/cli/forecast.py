@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mambakit.cli import forecast_models
+from mambakit.cli import forecast_models, forecast_monitor
 from mambakit.cli.console import console
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(forecast_models.app, name="models")
+app.command(epilog=forecast_monitor.MONITOR_EXAMPLES)(forecast_monitor.monitor)
+app.command(epilog=forecast_monitor.AB_EXAMPLES)(forecast_monitor.ab)
 
 _TRAIN_EXAMPLES = """
 Three symbols, all defaults:

@@ -24,6 +24,7 @@ import numpy as np
 
 from mambakit.errors import DataError
 from mambakit.forecast.prediction_log import LoggedForecasts
+from mambakit.forecast.reference import scaled_crps
 from mambakit.forecast.registry import CHALLENGER, PRODUCTION
 
 ALPHA = 0.05
@@ -113,10 +114,8 @@ def _running_variance(values: np.ndarray, horizon: int) -> np.ndarray:
 
 def scaled_losses(forecasts: LoggedForecasts) -> np.ndarray:
     """CRPS (forecasts, horizons) from the quantiles, in units of the volatility at the horizon; NaN where unknown."""
-    levels = np.array(forecasts.levels)
-    error = forecasts.outcome[..., None] - forecasts.quantiles
-    pinball = np.maximum(levels * error, (levels - 1) * error).mean(axis=-1)
-    return 2 * pinball / (forecasts.volatility[:, None] * np.sqrt(forecasts.horizons))
+    scale = forecasts.volatility[:, None] * np.sqrt(forecasts.horizons)
+    return scaled_crps(forecasts.quantiles, forecasts.outcome, np.array(forecasts.levels), scale)
 
 
 def compare_arms(
