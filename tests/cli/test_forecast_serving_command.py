@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import assert_one_line_error, mambakit
+from command_line import SMALL, assert_one_line_error, mambakit
 from typer.testing import CliRunner
 
 from mambakit.cli import app
@@ -119,6 +119,15 @@ def test_deleting_what_serves_is_refused_in_one_line(models: Path) -> None:
     assert_one_line_error(done, "AAPL v1 is production", "--force")
 
 
+def test_a_version_is_trained_as_the_challenger_and_what_may_help_is_said(models: Path) -> None:
+    train = ("forecast", "train", "--symbols", "GOOGL", *SMALL, "--out", models, "--store-as", "challenger")
+    done = mambakit(*train)
+    assert done.returncode == 0, done.stderr
+    assert "What may help: GOOGL: train on more than these 430 days" in done.stdout
+    listed = json.loads(run("models", "list", "GOOGL", "--json", "--models", models)[1])
+    assert [row["aliases"] for row in listed] == [["production"], ["challenger"]]
+
+
 def test_an_empty_folder_is_no_error_and_says_how_to_fill_it(tmp_path: Path) -> None:
     status, said, _ = run("models", "list", "--models", tmp_path)
     assert status == 0
@@ -131,6 +140,7 @@ def test_an_empty_folder_is_no_error_and_says_how_to_fill_it(tmp_path: Path) -> 
         (["predict", "AAPL", "--log", "a", "--no-log"], "either --log or --no-log"),
         (["predict", "AAPL", "--key", "a"], "give"),
         (["predict", "AAPL", "--ab", "1.5"], "--ab"),
+        (["train", "--test", "--store-as", "best"], "--store-as"),
         (["models", "challenge", "AAPL"], "either a version or --withdraw"),
         (["models", "challenge", "AAPL", "v1", "--withdraw"], "either a version or --withdraw"),
     ],

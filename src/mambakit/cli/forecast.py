@@ -81,6 +81,12 @@ def train(
     patience: Annotated[int, typer.Option(min=1, help="Stop after so many epochs without progress.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Fixes all randomness.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was killed.")] = False,
+    gradient_accumulation: Annotated[
+        int, typer.Option(min=1, help="Parts a batch is cut into where memory is short; the result is the same.")
+    ] = 1,
+    store_as: Annotated[
+        str, typer.Option(help="What the version becomes: production, challenger or neither.")
+    ] = "production",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no explanations.")] = False,
 ) -> None:
     """Train a model for each symbol, and judge it on days that it has not seen.
@@ -91,6 +97,8 @@ def train(
     """
     if test == (symbols is not None):
         raise typer.BadParameter("give either --test or --symbols AAPL,MSFT", param_hint="--symbols")
+    if store_as not in ("production", "challenger", "neither"):
+        raise typer.BadParameter(f"expected production, challenger or neither, got {store_as}", param_hint="--store-as")
     asked = TEST_SYMBOLS if symbols is None else tuple(symbol for symbol in symbols.split(",") if symbol.strip())
     if not asked:
         raise typer.BadParameter("names no symbol; expected a list such as AAPL,MSFT", param_hint="--symbols")
@@ -102,6 +110,7 @@ def train(
             "learning_rate": learning_rate,
             "patience": patience,
             "seed": seed,
+            "gradient_accumulation": gradient_accumulation,
         },
     )
     started = time.perf_counter()
@@ -116,8 +125,11 @@ def train(
         for each in series:
             print(_data_line(each, days))
     preparing = time.perf_counter() - started
-    outcomes = [train_and_store(each, training, registry, resume=resume, quiet=quiet) for each in prepared]
+    alias = None if store_as == "neither" else store_as
+    outcomes = [train_and_store(each, training, registry, resume=resume, quiet=quiet, alias=alias) for each in prepared]
     _print_outcomes(outcomes, registry, quiet)
+    if not quiet:
+        _print_hints(outcomes, registry, config, training)
     print(
         f"Time: imports and data {preparing:.1f} s, "
         f"training and judging {sum(outcome.training_seconds for outcome in outcomes):.1f} s, "
@@ -157,6 +169,21 @@ def _print_outcomes(outcomes: "list[Outcome]", registry: "ModelRegistry", quiet:
     evaluations = [outcome.evaluation for outcome in outcomes]
     print(verdict(evaluations))
     print(interval_verdict(evaluations))
+
+
+def _print_hints(
+    outcomes: "list[Outcome]", registry: "ModelRegistry", config: "MambaConfig", training: "TrainingConfig"
+) -> None:
+    """What may help, where training was slow or had no success."""
+    from mambakit.forecast.troubleshooting import SLOW_SECONDS, poor_prediction_hints, slow_training_hints
+    from mambakit.training.artefacts import read_json
+
+    metadata = [read_json(registry.folder(each.symbol) / each.version / "metadata.json") for each in outcomes]
+    hints = poor_prediction_hints([outcome.evaluation for outcome in outcomes], metadata)
+    if any(outcome.training_seconds > SLOW_SECONDS for outcome in outcomes):
+        hints += [f"speed: {hint}" for hint in slow_training_hints(config, training)]
+    for hint in hints:
+        print(f"What may help: {hint}")
 
 
 @app.command(epilog=_PREDICT_EXAMPLES)

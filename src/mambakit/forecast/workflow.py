@@ -10,7 +10,7 @@ from mambakit.forecast.config import MambaConfig
 from mambakit.forecast.dataset import PreparedSeries, prepare_series
 from mambakit.forecast.evaluation import Evaluation
 from mambakit.forecast.prices import PriceSeries
-from mambakit.forecast.registry import ModelRegistry
+from mambakit.forecast.registry import PRODUCTION, ModelRegistry
 from mambakit.forecast.train import train_single_symbol
 from mambakit.training import TrainingConfig
 from mambakit.training.artefacts import remove_folder
@@ -45,8 +45,9 @@ def train_and_store(
     *,
     resume: bool = False,
     quiet: bool = False,
+    alias: str | None = PRODUCTION,
 ) -> Outcome:
-    """Train one symbol and store it as the next version, which becomes production.
+    """Train one symbol and store it as the next version, which becomes production or what `alias` says.
 
     With `resume`, a killed training goes on from its last checkpoint, and a symbol that the killed run had already
     stored, from the same settings and data, is taken over as it is.
@@ -64,7 +65,7 @@ def train_and_store(
             remove_folder(run_dir / "checkpoints")  # resuming would only diverge again
             raise
         between = time.perf_counter()
-        version = registry.store(symbol, lambda folder, name: save_forecaster(folder, trained, name))
+        version = registry.store(symbol, lambda folder, name: save_forecaster(folder, trained, name), alias)
     return Outcome(symbol, version, trained.evaluation, False, between - started, time.perf_counter() - between)
 
 

@@ -43,6 +43,7 @@ from mambakit.training.checkpoint import (
 from mambakit.training.config import TrainingConfig
 from mambakit.training.divergence import find_origin
 from mambakit.training.optimizer import learning_rate, make_optimizer
+from mambakit.training.out_of_memory import out_of_memory_explained
 from mambakit.training.progress import EpochProgress
 from mambakit.training.record import (
     EpochEntry,
@@ -91,6 +92,7 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss or the gradient is not finite; the message says since when and where.
+        OutOfMemory: a batch does not fit; the message says what to lower.
         ArtefactError: a checkpoint cannot be written, or the one to resume was made with other settings, another
             model or other data.
         DataError: there is no training data or no validation data.
@@ -110,6 +112,7 @@ def fit(
             if not resume:
                 clear_checkpoints(folder)
         accelerator.wait_for_everyone()
+        stack.enter_context(out_of_memory_explained(config))
         prepared = stack.enter_context(_prepared(accelerator, model))
         run = _Run(accelerator, model, prepared, objective, training_data, validation_data, config)
         if folder is not None:
@@ -297,10 +300,11 @@ class _Run:
 
     def _divergence(self, what: str, data: TrainingData, indices: Tensor) -> TrainingDiverged:
         origin = find_origin(self.model, self.objective, self._batch(data, indices), indices)
+        clip_norm = self.config.clip_norm
+        clipping = "set clip_norm (1.0 is usual)" if clip_norm is None else f"lower clip_norm (now {clip_norm})"
         return TrainingDiverged(
             f"training diverged in {what}. {origin} "
-            f"Check the data, or lower learning_rate (now {self.config.learning_rate:g}) "
-            f"or clip_norm (now {self.config.clip_norm})."
+            f"Check the data, or lower learning_rate (now {self.config.learning_rate:g}), or {clipping}."
         )
 
 
