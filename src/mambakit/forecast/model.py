@@ -113,11 +113,15 @@ def pinball_loss(quantiles: Tensor, target: Tensor) -> Tensor:
 
 
 def forecast_loss(forecast: Distribution, returns: Tensor, scale: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and its two terms, in units of scale (batch, horizons): a calm day weighs as much as a stormy one.
+    """The loss, its two terms and the mean absolute error, in units of scale (batch, horizons).
+
+    So a calm day weighs as much as a stormy one.
 
     Twice the pinball loss, which over many levels is the CRPS, and a tenth of half the squared error of the mean: the
     quantiles decide which epoch is kept, unless the mean has much to say.
     """
     pinball = 2.0 * (pinball_loss(forecast.quantiles, returns) / scale[..., None]).mean()
     squared = 0.5 * (((returns - forecast.mean) / scale) ** 2).mean()
-    return pinball + _WEIGHT_OF_MEAN * squared, {"pinball": pinball.detach(), "squared": squared.detach()}
+    terms = {"pinball": pinball.detach(), "squared": squared.detach()}
+    terms["mae"] = ((returns - forecast.mean).abs() / scale).mean().detach()
+    return pinball + _WEIGHT_OF_MEAN * squared, terms
