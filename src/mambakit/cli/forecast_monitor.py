@@ -163,6 +163,7 @@ def _print_report(report: "MonitorReport", note: str, quiet: bool) -> None:
         print(f"{report.symbol} {report.version}: {note}")
         if report.horizons:
             console().print(_accuracy_table(report))
+        if any(row.coverages for row in report.horizons):
             console().print(_calibration_table(report))
         if report.inputs:
             shifted = sum(drift.shifted for drift in report.inputs)

@@ -101,7 +101,7 @@ class MonitorReport:
         who = f"{self.symbol} {self.version}"
         if not self.forecasts:
             return f"{who}: no predictions yet"
-        since = f"{self.forecasts} forecasts, {self.first_day} to {self.last_day}"
+        since = f"{self.forecasts} forecast{'s' * (self.forecasts != 1)}, {self.first_day} to {self.last_day}"
         if self.decayed:
             return (
                 f"{who} has decayed ({since}): {'; '.join(self.findings)}. "
