@@ -60,7 +60,7 @@ def test_wider_intervals_hold_narrower_ones(trained, saved: SavedForecaster) -> 
         assert list(lowers) == sorted(lowers, reverse=True)
         assert list(uppers) == sorted(uppers)
     with pytest.raises(DataError, match="level"):
-        forecast.intervals(0.7)
+        forecast.intervals(0.77)
 
 
 def test_another_current_price_moves_prices_and_not_returns(trained, saved: SavedForecaster) -> None:

@@ -6,7 +6,13 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator,
 
 from mambakit.training import TrainingConfig
 
-QUANTILES = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)  # the bounds of the 95, 80 and 50% intervals, and the median
+# The bounds of the 95, 80 and 50% intervals, the median, and enough between them for the CRPS to be told from them.
+# fmt: off
+QUANTILES = (
+    0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5,
+    0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975,
+)
+# fmt: on
 
 # Shares of the windows, in the order of time: training, validation, test.
 SPLIT = (0.6, 0.2, 0.2)
