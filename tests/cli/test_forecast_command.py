@@ -35,8 +35,8 @@ def test_training_stores_a_version_for_each_symbol_and_nothing_else(trained: Tra
 
 def test_training_prints_the_model_beside_every_baseline_and_a_verdict(trained: Trained) -> None:
     _, done = trained
-    for forecaster in ("mamba", "random walk", "drift", "ewma", "momentum", "ridge"):
-        rows = re.findall(rf"^ \d+d +{forecaster} .*$", done.stdout, re.MULTILINE)
+    for forecaster in ("mamba", "random walk", "drift", "ewma walk", "ewma", "momentum", "ridge"):
+        rows = re.findall(rf"^ \d+d +{forecaster}  .*$", done.stdout, re.MULTILINE)
         assert len(rows) == 2 * 4
     assert len(re.findall(r"^Verdict: the model .*baselines.*$", done.stdout, re.MULTILINE)) == 1
     assert re.search(r"^AAPL: (no skill|lower squared error).* stored as .*AAPL/v1$", done.stdout, re.MULTILINE)

@@ -33,9 +33,11 @@ def test_a_stored_model_forecasts_what_the_trained_one_did_on_the_same_day(train
     for sample in (0, 17, -1):
         day = prepared.origins[prepared.split.test[sample]]
         forecast = forecast_series(saved, until(prepared.series, day))
-        np.testing.assert_allclose(forecast.mean, trained.test_forecasts["mamba"].mean[sample], rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(forecast.mean, trained.test.predictions["mamba"].mean[sample], rtol=1e-4, atol=1e-7)
         lower = forecast.quantiles[:, QUANTILES.index(0.1)]
-        np.testing.assert_allclose(lower, trained.test_forecasts["mamba"].lower[sample], rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(
+            lower, trained.test.predictions["mamba"].interval(0.8)[0][sample], rtol=1e-4, atol=1e-7
+        )
 
 
 def test_loading_gives_back_every_weight(trained, saved: SavedForecaster) -> None:

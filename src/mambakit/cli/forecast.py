@@ -137,7 +137,7 @@ def _settings(model: dict[str, int], training: dict[str, float]) -> "tuple[Mamba
 
 
 def _print_outcomes(outcomes: "list[Outcome]", registry: "ModelRegistry", quiet: bool) -> None:
-    from mambakit.forecast.report import evaluation_table, interval_verdict, legend, skill_line, verdict
+    from mambakit.forecast.report import distribution_verdict, evaluation_table, legend, skill_line, verdict
 
     console = _console()
     for outcome in outcomes:
@@ -149,7 +149,7 @@ def _print_outcomes(outcomes: "list[Outcome]", registry: "ModelRegistry", quiet:
         print(f"{skill_line(outcome.evaluation)}; {state} as {registry.folder(outcome.symbol) / outcome.version}")
     evaluations = [outcome.evaluation for outcome in outcomes]
     print(verdict(evaluations))
-    print(interval_verdict(evaluations))
+    print(distribution_verdict(evaluations))
 
 
 @app.command(epilog=_PREDICT_EXAMPLES)

@@ -104,8 +104,11 @@ def raw_features(series: PriceSeries, config: MambaConfig) -> np.ndarray:
     return feature_engineer(config).extract_features(series.prices, volumes)
 
 
-def prepare_series(series: PriceSeries, config: MambaConfig) -> PreparedSeries:
+def prepare_series(series: PriceSeries, config: MambaConfig, *, split: Split | None = None) -> PreparedSeries:
     """Check the series, compute its features and targets, split it, and fit the scaler on the training part.
+
+    Args:
+        split: positions of the samples of each part, such as one fold of a backtest; by default 60, 20 and 20%.
 
     Raises DataError where the series is too short, incomplete, not positive or out of order.
     """
@@ -119,8 +122,8 @@ def prepare_series(series: PriceSeries, config: MambaConfig) -> PreparedSeries:
     raw = raw_features(series, config)
     generator = SequenceGenerator(config.sequence_length, config.prediction_horizons)
     origins = generator.origins(raw)
-    split = temporal_split(origins, config.longest_horizon, SPLIT)
-    seen = raw[origins[0] - config.sequence_length + 1 : origins[split.training[-1]] + 1]
+    split = split or temporal_split(origins, config.longest_horizon, SPLIT)
+    seen = raw[origins[split.training[0]] - config.sequence_length + 1 : origins[split.training[-1]] + 1]
     scaler = FeatureScaler.fit(seen, feature_engineer(config).names)
     return PreparedSeries(
         series=series,

@@ -150,7 +150,7 @@ def _draw_course(axes: Axes, trained: "TrainedForecaster") -> None:
     prepared = trained.prepared
     returns = prepared.returns[prepared.split.test]
     dates = mdates.date2num(prepared.series.dates[prepared.origins[prepared.split.test]])
-    squares = {name: (returns - trained.test_forecasts[name].mean) ** 2 for name in (MODEL, "drift")}
+    squares = {name: (returns - trained.test.predictions[name].mean) ** 2 for name in (MODEL, "drift")}
     # Divided by the drift's whole error, the curve of each horizon ends at its R2 against the drift.
     gain = np.cumsum(squares["drift"] - squares[MODEL], axis=0) / squares["drift"].sum(axis=0)
     for column, horizon in enumerate(prepared.config.prediction_horizons):

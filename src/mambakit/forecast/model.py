@@ -47,17 +47,18 @@ class MambaModel(nn.Module):
     Args:
         config: sizes, horizons and window.
         n_features: columns of the features.
+        backbone: what takes the place of the Mamba blocks, called as `mambakit.nn.Backbone` is; for comparisons.
     """
 
     drift: Tensor
     shrinkage: Tensor
 
-    def __init__(self, config: MambaConfig, n_features: int) -> None:
+    def __init__(self, config: MambaConfig, n_features: int, backbone: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Linear(n_features, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
-        self.backbone = Backbone(
+        self.backbone = backbone or Backbone(
             config.d_model,
             config.num_layers,
             mixer="mamba",

@@ -1,5 +1,6 @@
 """Training one symbol: the first part teaches the network, the second stops and shrinks it, the third judges it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mambakit.forecast.baselines import PointForecast, baseline_forecasts
-from mambakit.forecast.config import FORECAST_TRAINING, QUANTILES
+from mambakit.forecast.baselines import baseline_forecasts
+from mambakit.forecast.config import FORECAST_TRAINING
 from mambakit.forecast.dataset import PreparedSeries, WindowData
 from mambakit.forecast.evaluation import MODEL, Evaluation, evaluate
 from mambakit.forecast.model import (
@@ -17,6 +18,8 @@ from mambakit.forecast.model import (
     forecast_loss,
     volatility_at_horizons,
 )
+from mambakit.forecast.outofsample import OutOfSample
+from mambakit.forecast.predictions import Predictions
 from mambakit.forecast.significance import overlapping_error
 from mambakit.training import Objective, TrainingConfig, TrainingRecord, fit
 
@@ -32,7 +35,7 @@ class TrainedForecaster:
     training: TrainingConfig
     record: TrainingRecord
     evaluation: Evaluation
-    test_forecasts: dict[str, PointForecast]  # the model's and each baseline's, for the samples of the test part
+    test: OutOfSample  # the model's and each baseline's predictions for the test part, and what came
 
 
 def train_single_symbol(
@@ -53,8 +56,30 @@ def train_single_symbol(
     Raises:
         TrainingDiverged: the loss stopped being finite.
     """
+    model, record = train_network(prepared, training, run_dir=run_dir, resume=resume, quiet=quiet)
+    test = out_of_sample(prepared, prepared.split.test, model)
+    return TrainedForecaster(prepared, model, training, record, evaluate(test), test)
+
+
+def train_network(
+    prepared: PreparedSeries,
+    training: TrainingConfig,
+    *,
+    backbone: nn.Module | None = None,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    description: str | None = None,
+) -> tuple[MambaModel, TrainingRecord]:
+    """Teach a network on the training part; stop and shrink it on the validation part. The test part is not read.
+
+    Args:
+        backbone: in the place of the Mamba blocks.
+        run_dir, resume, quiet: as of `train_single_symbol`.
+        description: what the progress bar says; the symbol by default.
+    """
     split = prepared.split
-    model = untrained_model(prepared, training.seed)
+    model = untrained_model(prepared, training.seed, backbone)
     record = fit(
         model,
         _objective(prepared.config.prediction_horizons),
@@ -64,32 +89,48 @@ def train_single_symbol(
         run_dir=run_dir,
         resume=resume,
         quiet=quiet,
-        description=prepared.series.symbol,
+        description=description or prepared.series.symbol,
     )
     model.cpu()  # training may have moved it; one symbol's windows are few
     shrink_mean(model, prepared.part(split.validation))
-    distribution = forecast_windows(model, prepared.part(split.test))
-    mean, quantiles = distribution.mean.double().numpy(), distribution.quantiles.double().numpy()
-    forecasts = {
-        MODEL: PointForecast(mean, quantiles[..., QUANTILES.index(0.1)], quantiles[..., QUANTILES.index(0.9)]),
-        **baseline_forecasts(prepared, split.test),
-    }
-    evaluation = evaluate(
-        prepared.series.symbol,
-        prepared.config.prediction_horizons,
-        prepared.returns[split.test],
-        forecasts,
-        quantiles,
-        prepared.returns[split.training],
+    return model, record
+
+
+def out_of_sample(
+    prepared: PreparedSeries,
+    samples: np.ndarray,
+    model: MambaModel,
+    baselines: Mapping[str, Predictions] | None = None,
+    fold: int = 0,
+) -> OutOfSample:
+    """What the model, and the baselines beside it, say of samples that neither has learnt from, and what came."""
+    if baselines is None:
+        baselines = baseline_forecasts(prepared, samples).predictions
+    usual_change = np.abs(prepared.returns[prepared.split.training]).mean(axis=0)
+    days = prepared.origins[samples]
+    return OutOfSample(
+        symbol=prepared.series.symbol,
+        horizons=prepared.config.prediction_horizons,
+        dates=prepared.series.dates[days],
+        fold=np.full(len(samples), fold),
+        actual=prepared.returns[samples],
+        volatility=prepared.volatility[days],
+        usual_change=np.tile(usual_change, (len(samples), 1)),
+        predictions={MODEL: network_predictions(model, prepared.part(samples)), **baselines},
     )
-    return TrainedForecaster(prepared, model, training, record, evaluation, forecasts)
 
 
-def untrained_model(prepared: PreparedSeries, seed: int) -> MambaModel:
+def network_predictions(model: MambaModel, data: WindowData) -> Predictions:
+    """The model's predictions for every sample, computed in a few batches."""
+    distribution = forecast_windows(model, data)
+    return Predictions(distribution.mean.double().numpy(), distribution.quantiles.double().numpy())
+
+
+def untrained_model(prepared: PreparedSeries, seed: int, backbone: nn.Module | None = None) -> MambaModel:
     """A network that forecasts the training part's drift and, scaled by today's volatility, its quantiles."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MambaModel(prepared.config, prepared.features.shape[1])
+        model = MambaModel(prepared.config, prepared.features.shape[1], backbone)
     known = prepared.part(prepared.split.training).everything()
     model.start_from(known["returns"], known["volatility"])
     return model
