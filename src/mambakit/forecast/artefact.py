@@ -41,6 +41,7 @@ class SavedForecaster:
 def save_forecaster(folder: Path, trained: "TrainedForecaster", version_name: str) -> None:
     """Fill a folder with everything about a trained forecaster, its model card and its two figures included."""
     from mambakit.forecast.figures import draw_evaluation, draw_fan
+    from mambakit.forecast.outofsample import write_records
     from mambakit.forecast.predictor import forecast_series
     from mambakit.forecast.report import model_card
 
@@ -53,6 +54,7 @@ def save_forecaster(folder: Path, trained: "TrainedForecaster", version_name: st
     metrics = {"test": trained.evaluation.to_json(), "training": trained.record.model_dump(mode="json")}
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "metadata.json", metadata)
+    write_records(folder / "test.parquet", [trained.test])
     (folder / "README.md").write_text(model_card(trained.evaluation, metadata), encoding="utf-8")
     saved = SavedForecaster(
         symbol, version_name, prepared.config, trained.model, prepared.scaler, trained.evaluation, metadata

@@ -25,6 +25,7 @@ from mambakit.forecast.significance import (
 )
 
 MODEL = "mamba"
+UNCALIBRATED = "mamba uncalibrated"  # kept beside the model in a record for study, and not judged as another one
 REFERENCES = ("random walk", "drift")  # what an R2 is against
 INTERVAL_REFERENCE = "ewma"
 PIT_BINS = 10
@@ -136,7 +137,7 @@ def evaluate(record: OutOfSample, notes: tuple[str, ...] = ()) -> Evaluation:
     for column, horizon in enumerate(record.horizons):
         actual = record.actual[:, column]
         usual = record.usual_change[:, column]
-        own = {name: _column(each, column) for name, each in record.predictions.items()}
+        own = {name: _column(each, column) for name, each in record.predictions.items() if name != UNCALIBRATED}
         squares = {name: (actual - each.mean[:, 0]) ** 2 for name, each in own.items()}
         costs = {name: metrics.crps(each.quantiles[:, 0], actual, QUANTILES) for name, each in own.items()}
         scores += [_score(name, horizon, actual, each, squares, costs[name], usual) for name, each in own.items()]

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
 
+from mambakit.forecast.charts import along_the_way
 from mambakit.forecast.config import QUANTILES
 from mambakit.forecast.evaluation import MODEL
 from mambakit.forecast.predictor import Forecast
@@ -48,7 +49,7 @@ def draw_fan(forecast: Forecast, series: PriceSeries, path: Path) -> None:
     axes = figure.add_subplot()
     recent = series.last(HISTORY_DAYS)
     ahead = np.arange(forecast.horizons[-1] + 1)
-    mean, quantiles = _along_the_way(forecast, ahead)
+    mean, quantiles = along_the_way(forecast.horizons, forecast.mean, forecast.quantiles, ahead)
     price = forecast.current_price
 
     for level, shade in _LEVELS.items():
@@ -89,19 +90,6 @@ def _month_ticks(axes: Axes, dates: np.ndarray, ahead: int) -> None:
     firsts = np.flatnonzero(months[1:] != months[:-1]) + 1
     names = [f"{month.item():%b %Y}" for month in months[firsts]]
     axes.set_xticks(firsts - (len(dates) - 1), names)
-
-
-def _along_the_way(forecast: Forecast, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (days,) and quantiles (days, quantiles) between the horizons.
-
-    The mean goes straight from one to the next; the spread around it grows with the square root of time, its factor
-    going straight, so the fan is as round between two horizons as a random walk's.
-    """
-    horizons = np.array(forecast.horizons)
-    mean = np.interp(days, (0, *horizons), (0.0, *forecast.mean))
-    factors = (forecast.quantiles - forecast.mean[:, None]) / np.sqrt(horizons)[:, None]
-    spread = np.stack([np.interp(days, horizons, column) for column in factors.T], axis=1)
-    return mean, mean[:, None] + np.sqrt(days)[:, None] * spread
 
 
 def draw_evaluation(trained: "TrainedForecaster", path: Path) -> None:

@@ -45,9 +45,9 @@ _LEGEND = (
 )
 
 
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """Every forecaster at every horizon, for a terminal."""
-    table = Table(title=f"{evaluation.symbol}: test part", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def evaluation_table(evaluation: Evaluation, part: str = "test part") -> Table:
+    """Every forecaster at every horizon, for a terminal; `part` says which samples were judged."""
+    table = Table(title=f"{evaluation.symbol}: {part}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for position, column in enumerate(_COLUMNS):
         table.add_column(column, justify="left" if position < 2 else "right", no_wrap=True)
     previous = evaluation.scores[0].horizon
