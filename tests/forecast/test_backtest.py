@@ -167,8 +167,8 @@ def test_a_backtest_survives_the_disk(result, tmp_path: Path) -> None:
     assert read.evaluations == result.evaluations
     assert read.summary == result.summary
     assert (read.settings, read.data, read.failures) == (result.settings, result.data, result.failures)
-    np.testing.assert_array_equal(
-        read.records[1].predictions[MODEL].quantiles, result.records[1].predictions[MODEL].quantiles
+    np.testing.assert_allclose(
+        read.records[1].predictions[MODEL].quantiles, result.records[1].predictions[MODEL].quantiles, rtol=1e-6
     )
 
 

@@ -118,6 +118,13 @@ def test_the_garch_fit_finds_the_parameters_of_a_simulation() -> None:
     assert freedoms == pytest.approx(8, abs=2.5)
 
 
+def test_a_garch_fit_that_student_t_defeats_goes_on_with_normal_innovations() -> None:
+    returns = np.round(simulated_garch(1200, seed=2) / 4) * 4  # coarse ticks: most days do not move at all
+    _, alpha, beta, freedoms = fit_garch(returns)
+    assert freedoms > 1e5
+    assert 0 <= alpha + beta < 1
+
+
 def test_the_garch_filter_is_the_recursion_day_by_day() -> None:
     returns, (omega, alpha, beta) = simulated_garch(50, seed=1), (0.05, 0.1, 0.85)
     variance = omega / (1 - alpha - beta)

@@ -136,7 +136,7 @@ def recorded(outcomes: np.ndarray, width: float, horizons: tuple[int, ...] = (1,
 @pytest.mark.parametrize("width", [0.7, 1.0, 2.0])
 def test_adaptive_levels_converge_to_the_promise_for_any_forecaster(width: float) -> None:
     outcomes = np.random.default_rng(5).standard_t(4, (6000, 1))
-    adapted = adaptive_predictions(recorded(outcomes, width), "mamba")
+    adapted = adaptive_predictions(recorded(outcomes, width), "mamba", rate=0.02)
     for level in (0.5, 0.8):
         assert covered(adapted.quantiles, outcomes, QUANTILES, level)[1000:].mean() == pytest.approx(level, abs=0.02)
 
@@ -146,7 +146,9 @@ def test_adaptive_levels_recover_from_a_change_of_regime() -> None:
     outcomes = np.concatenate([noise[:2000], 2.5 * noise[2000:]])
     record = recorded(outcomes, 1.0)
     fixed = covered(record.predictions["mamba"].quantiles, outcomes, QUANTILES, 0.8)[2500:].mean()
-    adapted = covered(adaptive_predictions(record, "mamba").quantiles, outcomes, QUANTILES, 0.8)[2500:].mean()
+    adapted = covered(adaptive_predictions(record, "mamba", rate=0.02).quantiles, outcomes, QUANTILES, 0.8)[
+        2500:
+    ].mean()
     assert fixed < 0.45
     assert 0.77 < adapted < 0.83
 

@@ -36,7 +36,7 @@ def assert_same(one: OutOfSample, other: OutOfSample) -> None:
         np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
     for name in one.predictions:
         np.testing.assert_array_equal(one.predictions[name].mean, other.predictions[name].mean)
-        np.testing.assert_array_equal(one.predictions[name].quantiles, other.predictions[name].quantiles)
+        np.testing.assert_allclose(one.predictions[name].quantiles, other.predictions[name].quantiles, rtol=1e-6)
 
 
 def test_records_survive_parquet(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The report page: whole in one file, the same figures as stored, and words where a figure would be empty."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -151,6 +152,14 @@ def test_the_course_ends_at_the_pooled_gain(tested) -> None:
     _, saved = charts._course(result.records, gains)
     pooled = next(each for each in result.summary.crps if (each.name, each.horizon) == ("random walk", 0))
     assert saved[-1] == pytest.approx(1 - pooled.value, abs=1e-4)
+
+
+def test_no_line_is_drawn_through_years_without_forecasts(tested) -> None:
+    record = tested[0].records[0]
+    later = replace(record, symbol="LATER", dates=record.dates + np.timedelta64(3000, "D"))
+    days, saved = charts._course([record, later], [charts._crps_gains(each, "drift") for each in (record, later)])
+    assert np.isnan(saved).sum() == 1
+    assert len(days) == 2 * len(record.dates) + 1
 
 
 def test_a_page_of_models_of_one_symbol_and_of_one_version(models: Path, tmp_path: Path) -> None:

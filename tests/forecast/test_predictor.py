@@ -105,7 +105,7 @@ def test_a_version_holds_plain_files_and_says_what_it_was_made_from(trained, mod
     folder = models / "WALK" / "v1"
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "checksums.json", "config.json", "evaluation.png", "forecast.png", "metadata.json",
-        "metrics.json", "model.safetensors", "scaler.json",
+        "metrics.json", "model.safetensors", "scaler.json", "test.parquet",
     }  # fmt: skip
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["symbol"] == "WALK"

@@ -21,7 +21,7 @@ from mambakit.forecast.summary import (
     success_criteria,
     summarise,
 )
-from mambakit.forecast.tables import criteria_lines, skill_verdict, summary_tables
+from mambakit.forecast.tables import baseline_name, criteria_lines, skill_verdict, summary_tables
 
 SAMPLES = 400
 
@@ -110,6 +110,17 @@ def test_the_ratio_is_that_of_the_mean_crps_of_every_symbol() -> None:
         crps = {score.forecaster: score.crps for score in evaluation.scores}
         ratios.append(crps["mamba"] / crps["random walk"])
     assert pooled(summarise(records, evaluations).crps, "random walk").value == pytest.approx(np.mean(ratios), abs=1e-4)
+
+
+def test_a_baseline_made_for_some_symbols_is_pooled_over_those_and_says_so() -> None:
+    with_garch = record("A", 0)
+    with_garch = with_garch.with_predictions("garch walk", with_garch.predictions["random walk"])
+    summary = summary_of(with_garch, record("B", 1, width=3.0))
+    garch, alone = pooled(summary.crps, "garch walk"), pooled(summary_of(with_garch).crps, "garch walk")
+    assert (garch.value, garch.error, garch.symbols) == (alone.value, alone.error, 1)
+    assert baseline_name("garch walk", summary) == "garch walk (1 of 2 symbols)"
+    sentence = next(each for each in success_criteria(summary) if "garch" in each.name)
+    assert sentence.detail.endswith("over the 1 symbols for which it was made")
 
 
 def test_r2_and_coverage_of_a_model_that_knows_half() -> None:

@@ -4,9 +4,12 @@
     features    what the model sees of a day                        volatility  the unit in which it learns returns
     windows     samples, targets, the purged split, the scaler      dataset     all of these for one series
     model       the network                                         train       its training, one symbol
-    baselines   who it has to beat                                  evaluation  by how much, and significance: surely?
+    baselines   who it has to beat                                  predictions what each of them says, as one form
+    metrics     the scores, with significance                       evaluation  both, for one symbol
+    backtest    walking forward through time                        conformal   intervals that hold what they promise
+    outofsample what was forecast and what came                     summary     what many symbols say together
     artefact    a trained forecaster as a folder                    registry    versions and aliases of such folders
-    predictor   forecasts from a stored model                       figures, report  for the eye
+    predictor   forecasts from a stored model                       figures, report, tables, page, charts  for the eye
 
 Names load on first use, so that serving a forecast does not wait for what training and drawing need.
 """
@@ -15,6 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mambakit.forecast.backtest import Backtest as Backtest
+    from mambakit.forecast.backtest import WalkForward as WalkForward
     from mambakit.forecast.config import FORECAST_TRAINING as FORECAST_TRAINING
     from mambakit.forecast.config import MambaConfig as MambaConfig
     from mambakit.forecast.dataset import prepare_series as prepare_series
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from mambakit.forecast.windows import SequenceGenerator as SequenceGenerator
 
 _HOME = {
+    "Backtest": "backtest",
+    "WalkForward": "backtest",
     "FORECAST_TRAINING": "config",
     "MambaConfig": "config",
     "prepare_series": "dataset",

@@ -32,6 +32,7 @@ _WIDTH, _HEIGHT = 4.4, 3.1  # inches: 317 points wide, about a phone's screen
 _BANDS = ((0.95, 0.16), (0.8, 0.22), (0.5, 0.30))  # central interval and its opacity, the widest first
 CURVES = ("random walk", "ewma walk", "garch walk", "gru")
 HISTORY_DAYS = 90
+_LONGEST_PAUSE = np.timedelta64(60, "D")  # between forecasts that a curve connects
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,15 @@ def _crps_gains(record: OutOfSample, name: str) -> np.ndarray:
 
 
 def _course(records: Sequence[OutOfSample], gains: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Days, and the sum of all gains up to each, over the number of all: ends at the mean gain."""
+    """Days, and the sum of all gains up to each, over the number of all: ends at the mean gain.
+
+    A NaN stands in years without forecasts, so that no line is drawn through them.
+    """
     days, place = np.unique(np.concatenate([record.dates for record in records]), return_inverse=True)
     every = np.concatenate(gains)
     total = np.bincount(place, weights=every, minlength=len(days)).cumsum() / len(every)
-    return mdates.date2num(days), total
+    gaps = np.flatnonzero(np.diff(days) > _LONGEST_PAUSE) + 1
+    return np.insert(mdates.date2num(days), gaps, mdates.date2num(days[gaps])), np.insert(total, gaps, np.nan)
 
 
 def pit_chart(records: Sequence[OutOfSample]) -> str:

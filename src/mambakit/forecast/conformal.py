@@ -33,7 +33,7 @@ from mambakit.forecast.outofsample import OutOfSample
 from mambakit.forecast.predictions import Predictions, pit, quantiles_at
 
 PRIOR = 0.05  # standard deviation of how far a forecaster's levels are off, before any outcome is seen
-RATE = 0.02  # of the adaptive levels, at a horizon of one day
+RATE = 0.005  # of the adaptive levels, at a horizon of one day: that of Gibbs and Candes
 _OUTERMOST = 1e-6  # where a level that left (0, 1) is read: 4.8 standard deviations out on the probability plot
 
 

@@ -39,7 +39,7 @@ from mambakit.forecast.summary import (
     success_criteria,
     summarise,
 )
-from mambakit.forecast.tables import horizon_name, significance_mark, skill_verdict
+from mambakit.forecast.tables import baseline_name, horizon_name, significance_mark, skill_verdict
 from mambakit.training.artefacts import verify_folder, write_file
 
 TEST_RECORDS = "test.parquet"  # in a version's folder: the predictions of its test part
@@ -216,7 +216,10 @@ def render(run: Run) -> str:
         pit=Markup(charts.pit_chart(run.records)),
         reliability=Markup(charts.reliability_chart(run.records)),
         horizons=[*map(horizon_name, (*summary.horizons, ALL_HORIZONS))],
-        crps_rows=_rows(summary.crps, lambda each: f"{each.value:.4f}"),
+        crps_rows={
+            baseline_name(name, summary): row
+            for name, row in _rows(summary.crps, lambda each: f"{each.value:.4f}").items()
+        },
         r2_rows=_rows(summary.r2, lambda each: f"{each.value:+.4f} ± {each.error:.4f}"),
         coverage_rows=_rows(summary.coverage, lambda each: f"{each.value:.1%} ± {each.error:.1%}"),
         cells={symbol: [cell for cell in summary.cells if cell.symbol == symbol] for symbol in summary.symbols},

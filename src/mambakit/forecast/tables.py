@@ -30,6 +30,12 @@ def horizon_name(horizon: int) -> str:
     return "all" if horizon == ALL_HORIZONS else f"{horizon}d"
 
 
+def baseline_name(name: str, summary: Summary) -> str:
+    """The baseline, and for how many symbols it was made where not for all."""
+    fewer = next(each.symbols for each in summary.crps if each.name == name)
+    return name if fewer is None else f"{name} ({fewer} of {len(summary.symbols)} symbols)"
+
+
 def significance_mark(pooled: Pooled) -> str:
     """'*' where the model is significantly better, '!' where it is significantly worse, at 5%, before correction."""
     if pooled.p_value is None or pooled.error == 0:
@@ -47,7 +53,7 @@ def _crps_table(summary: Summary) -> Table:
     )
     for name in dict.fromkeys(each.name for each in summary.crps):
         row = [f"{each.value:.4f}{significance_mark(each):1}" for each in summary.crps if each.name == name]
-        table.add_row(name, *row)
+        table.add_row(baseline_name(name, summary), *row)
     table.caption = "* significantly better, ! significantly worse (5%, Driscoll-Kraay errors)"
     table.caption_justify = "left"
     return table

@@ -20,6 +20,7 @@ from mambakit.forecast.predictions import Predictions
 
 _PER_CENT = 100.0  # arch estimates best where returns are near 1
 _MOST_PERSISTENT = 0.9999  # at 1 the variance has no level to return to
+_NEARLY_NORMAL = 1e6  # degrees of freedom
 _FEWEST_FREEDOMS = 4.1  # below 4 there is no kurtosis to thin out
 
 
@@ -39,16 +40,23 @@ def garch_walk(prepared: PreparedSeries, samples: np.ndarray) -> Predictions:
 
 
 def fit_garch(returns: np.ndarray) -> tuple[float, float, float, float]:
-    """omega, alpha, beta and the degrees of freedom of returns (days,) in per cent."""
+    """omega, alpha, beta and the degrees of freedom of returns (days,) in per cent.
+
+    Where the likelihood of Student-t innovations can't be climbed, normal ones are tried, of infinite degrees.
+    Raises DataError where neither converges.
+    """
     from arch import arch_model
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitted = arch_model(returns, mean="Zero", vol="GARCH", p=1, q=1, dist="t").fit(disp="off", show_warning=False)
-    omega, alpha, beta, freedoms = (float(fitted.params[name]) for name in ("omega", "alpha[1]", "beta[1]", "nu"))
-    if fitted.convergence_flag != 0 or not np.isfinite([omega, alpha, beta, freedoms]).all():
-        raise DataError(f"the GARCH fit did not converge on {len(returns)} returns")
-    return omega, alpha, min(beta, _MOST_PERSISTENT - alpha), freedoms
+    for innovations in ("t", "normal"):
+        model = arch_model(returns, mean="Zero", vol="GARCH", p=1, q=1, dist=innovations)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fitted = model.fit(disp="off", show_warning=False)
+        omega, alpha, beta = (float(fitted.params[name]) for name in ("omega", "alpha[1]", "beta[1]"))
+        if fitted.convergence_flag == 0 and np.isfinite([omega, alpha, beta]).all():
+            freedoms = float(fitted.params.get("nu", np.inf))
+            return omega, alpha, min(beta, _MOST_PERSISTENT - alpha), min(freedoms, _NEARLY_NORMAL)
+    raise DataError(f"the GARCH fit did not converge on {len(returns)} returns")
 
 
 def next_day_variance(returns: np.ndarray, omega: float, alpha: float, beta: float) -> np.ndarray:
