@@ -54,7 +54,7 @@ def _crps_table(summary: Summary) -> Table:
     for name in dict.fromkeys(each.name for each in summary.crps):
         row = [f"{each.value:.4f}{significance_mark(each):1}" for each in summary.crps if each.name == name]
         table.add_row(baseline_name(name, summary), *row)
-    table.caption = "* significantly better, ! significantly worse (5%, Driscoll-Kraay errors)"
+    table.caption = "* significantly better, ! significantly worse (5%, each test by itself, Driscoll-Kraay errors)"
     table.caption_justify = "left"
     return table
 
