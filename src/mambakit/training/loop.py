@@ -3,6 +3,8 @@
     epoch 0: validate
     epoch e: for each batch: loss -> gradients -> clip -> AdamW at the schedule's rate; validate; checkpoint
 
+Where an average of the weights is kept, it is what is validated and what the best epoch leaves behind.
+
 accelerate supplies the device, mixed precision and data-parallel processes. A batch is what one step of the optimiser
 sees: processes share it, `gradient_accumulation` cuts each share further, and neither changes the result beyond
 rounding. All randomness of an epoch is drawn from (seed, epoch), so that a run killed between two checkpoints repeats
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from mambakit.errors import DataError, MambakitError, TrainingDiverged
 from mambakit.training.artefacts import exclusive, remove_leftovers
+from mambakit.training.average import WeightAverage
 from mambakit.training.batches import SampleMeans, TrainingData, derived_seed, epoch_order, process_share
 from mambakit.training.checkpoint import (
     Checkpoint,
@@ -154,6 +157,7 @@ class _Run:
         self.optimizer = make_optimizer(model, config)
         self.scaled_optimizer = accelerator.prepare_optimizer(self.optimizer)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.average = None if config.average_decay is None else WeightAverage(self.parameters, config.average_decay)
         self.steps_per_epoch = math.ceil(len(training_data) / config.batch_size)
         self.history: list[EpochEntry] = []
         self.best: dict[str, Tensor] = {}
@@ -167,11 +171,12 @@ class _Run:
         entry: EpochEntry = {"epoch": epoch}
         if epoch > 0:
             entry |= self._train(epoch, progress)
-        entry |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
-        entry["seconds"] = time.perf_counter() - started
-        self.history.append(entry)
-        if best_epoch(self.history) == epoch:
-            self.best = copy_weights(self.model)
+        with nullcontext() if self.average is None else self.average.in_place():
+            entry |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
+            entry["seconds"] = time.perf_counter() - started
+            self.history.append(entry)
+            if best_epoch(self.history) == epoch:
+                self.best = copy_weights(self.model)
         return entry
 
     def save(self, folder: Path) -> None:
@@ -184,7 +189,8 @@ class _Run:
                 gradient_scaler=None if scaler is None else scaler.state_dict(),
             )
             weights, optimizer = copy_weights(self.model), copy_optimizer(self.optimizer)
-            save_checkpoint(folder, Checkpoint(weights, optimizer, self.best, state))
+            average = {} if self.average is None else self.average.copy()
+            save_checkpoint(folder, Checkpoint(weights, optimizer, self.best, average, state))
         self.accelerator.wait_for_everyone()
 
     def restore(self, folder: Path) -> None:
@@ -196,6 +202,8 @@ class _Run:
         check_fingerprint(folder, checkpoint.state.fingerprint, self.fingerprint)
         load_weights(self.model, checkpoint.weights)
         load_optimizer(self.optimizer, checkpoint.optimizer)
+        if self.average is not None:
+            self.average.load(checkpoint.average)
         if checkpoint.state.gradient_scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.state.gradient_scaler)
         self.history = checkpoint.state.history
@@ -218,6 +226,8 @@ class _Run:
             if not math.isfinite(loss) or not (math.isfinite(norm) or self._scaler_will_adapt()):
                 raise self._diverged(f"epoch {epoch}, step {position + 1} of {self.steps_per_epoch}", loss, indices)
             self._change_weights()
+            if self.average is not None:
+                self.average.update((epoch - 1) * self.steps_per_epoch + position)
             if math.isfinite(norm):
                 norms.append(norm)
             progress.within_epoch(epoch, (position + 1) / self.steps_per_epoch)
