@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mambakit import __version__
-from mambakit.cli import forecast
+from mambakit.cli import forecast, stream
 from mambakit.cli.doctor import doctor
 from mambakit.errors import MambakitError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(forecast.app, name="forecast")
+app.add_typer(stream.app, name="stream")
 app.command()(doctor)
 
 

@@ -1,7 +1,7 @@
 """A trained ensemble as a folder of plain files, and back: JSON and safetensors, no pickle.
 
-    config.json  model-0.safetensors  model-1.safetensors ...  ridge.safetensors  metrics.json  metadata.json
-    checksums.json
+config.json  model-0.safetensors  model-1.safetensors ...  ridge.safetensors  metrics.json  metadata.json
+checksums.json
 """
 
 import platform

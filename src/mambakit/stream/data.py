@@ -46,8 +46,14 @@ class Sequences:
 
     def take(self, positions: np.ndarray) -> "Sequences":
         """The sequences at these positions."""
-        parts = (self.seq_ix, self.lengths, self.states, self.targets, self.scored)
-        return Sequences(*(part[positions] for part in parts), self.layout)
+        return Sequences(
+            self.seq_ix[positions],
+            self.lengths[positions],
+            self.states[positions],
+            self.targets[positions],
+            self.scored[positions],
+            self.layout,
+        )
 
 
 def read_sequences(dataset: "str | Path | pd.DataFrame", targets: Sequence[str] = ()) -> Sequences:
@@ -168,8 +174,8 @@ def _check_order(seq_ix: np.ndarray, steps: np.ndarray, name: str) -> None:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise DataError(
-            f"{name}: sequence {seq_ix[row]} has step {steps[row]} in row {row} where step {expected[row]} is expected; "
-            "every sequence must run 0, 1, 2, ..."
+            f"{name}: sequence {seq_ix[row]} has step {steps[row]} in row {row} where step {expected[row]} is "
+            "expected; every sequence must run 0, 1, 2, ..."
         )
 
 
@@ -194,8 +200,8 @@ def _check_last_rows(keys: dict[str, np.ndarray], name: str) -> None:
     if bad.any():
         row = int(np.argmax(bad))
         raise DataError(
-            f"{name}: sequence {keys['seq_ix'][row]} ends at step {keys['step_in_seq'][row]} with a row that asks for a "
-            "prediction of the next state, which is missing; drop the sequence, or set its last need_prediction to False"
+            f"{name}: sequence {keys['seq_ix'][row]} ends at step {keys['step_in_seq'][row]} with a row that asks for "
+            "a prediction of the next state, which is missing; drop the sequence, or set that need_prediction to False"
         )
 
 

@@ -1,6 +1,6 @@
-"""Several networks of one kind that differ by their seeds, predicting together: the mean, plus ridge where it is residual.
+"""Several networks of one kind that differ by their seeds, predicting together: their mean, and ridge if residual.
 
-    prediction = mean_k model_k(inputs) (+ ridge(states))
+prediction = mean_k model_k(inputs) (+ ridge(states))
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mambakit.errors import DataError
 from mambakit.stream.config import StreamConfig
 from mambakit.stream.data import Layout
 from mambakit.stream.dataset import model_inputs
@@ -27,9 +28,21 @@ class Ensemble:
     models: Sequence[StreamModel]
     ridge: Ridge
 
+    def require_fit(self, layout: Layout) -> None:
+        """Raise DataError unless a table with this layout has the features and targets that the networks learnt."""
+        for what, ours, theirs in (
+            ("features", self.layout.features, layout.features),
+            ("targets", self.layout.targets, layout.targets),
+        ):
+            if ours != theirs:
+                raise DataError(
+                    f"the model was trained on {len(ours)} {what} ({_ends(ours)}) and the file has "
+                    f"{len(theirs)} ({_ends(theirs)})"
+                )
+
     def predict(self, states: np.ndarray) -> np.ndarray:
         """Whole sequences at once: (sequences, steps, features) to (sequences, steps, targets), float32."""
-        return np.mean(self.predict_each(states), axis=0, dtype=np.float64).astype(np.float32)
+        return np.asarray(self.predict_each(states).mean(axis=0, dtype=np.float64), dtype=np.float32)
 
     @torch.no_grad()
     def predict_each(self, states: np.ndarray) -> np.ndarray:
@@ -47,3 +60,7 @@ def _predicted(model: StreamModel, inputs: torch.Tensor) -> np.ndarray:
     model.eval()
     device = next(model.parameters()).device
     return model(inputs.to(device))[0].float().cpu().numpy()
+
+
+def _ends(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} .. {names[-1]}"

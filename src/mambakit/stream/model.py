@@ -52,9 +52,12 @@ class StreamModel(nn.Module):
 
         While training, gradients flow back over `context_length` steps at most; the state is carried over all.
         """
-        hidden, parts = self.embed(inputs), []
+        hidden = self.embed(inputs)
+        parts: list[Tensor] = []
         # Without gradients there is nothing to cut.
-        context = self.config.context_length if self.training and self.config.context_length else max(1, hidden.shape[1])
+        context = (
+            self.config.context_length if self.training and self.config.context_length else max(1, hidden.shape[1])
+        )
         for window in hidden.split(context, dim=1):
             if parts:
                 state = tree_map(torch.Tensor.detach, state)

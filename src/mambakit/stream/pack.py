@@ -51,8 +51,8 @@ def pack(ensemble: Ensemble, path: str | Path) -> int:
     content = submission(ensemble)
     if len(content) > LARGEST_ZIP:
         raise ArtefactError(
-            f"the submission would be {len(content) / 2**20:.1f} MB, and the contest takes {LARGEST_ZIP / 2**20:.0f} MB: "
-            "train fewer models (--num-models) or smaller ones (--d-model, --n-layers)"
+            f"the submission would be {len(content) / 2**20:.1f} MB, and the contest takes "
+            f"{LARGEST_ZIP / 2**20:.0f} MB: train fewer models (--num-models) or smaller ones (--d-model, --n-layers)"
         )
     write_file(path, content)
     return len(content)
@@ -61,7 +61,8 @@ def pack(ensemble: Ensemble, path: str | Path) -> int:
 def submission(ensemble: Ensemble) -> bytes:
     """The bytes of the zip: the same for the same weights."""
     settings, arrays = plain_form(ensemble)
-    places, parts, at = {}, [], 0
+    places: dict[str, tuple[int, list[int]]] = {}
+    parts, at = [], 0
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name], dtype="<f4")
         places[name] = (at, list(array.shape))
@@ -76,17 +77,17 @@ def submission(ensemble: Ensemble) -> bytes:
     files |= {f"stepper/{file.name}": file.read_bytes() for file in plain.iterdir() if file.name.endswith(".py")}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(name, _WRITTEN)
+        for file_name in sorted(files):
+            entry = zipfile.ZipInfo(file_name, _WRITTEN)
             entry.create_system = 3  # as on Unix, wherever it is packed
             entry.external_attr = 0o644 << 16
             # Stored: weights hardly shrink, and what deflate makes depends on the zlib at hand.
-            archive.writestr(entry, files[name], zipfile.ZIP_STORED)
+            archive.writestr(entry, files[file_name], zipfile.ZIP_STORED)
     return buffer.getvalue()
 
 
 def plain_form(ensemble: Ensemble) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Settings, and float32 arrays with an axis of networks in front, as `plain.submission.SubmittedModel` reads them."""
+    """Settings, and float32 arrays with an axis of networks in front, as `plain/submission.py` reads them."""
     config, models = ensemble.config, ensemble.models
     each = [_network_arrays(model.embed, model.stack, model.head) for model in models]
     arrays = {name: np.stack([network[name] for network in each]) for name in each[0]}
@@ -115,9 +116,9 @@ def _network_arrays(embed: nn.Linear, stack: nn.Module, head: nn.Linear) -> dict
     }
     if isinstance(stack, Backbone):
         named["norm"] = stack.norm_f.weight
-        for number, block in enumerate(stack.layers):
+        for position, block in enumerate(stack.layers):
             layer = {"before": block.norm.weight, **_mixer_arrays(block.mixer)}  # type: ignore[union-attr, arg-type]
-            named |= {f"layers.{number}.{name}": tensor for name, tensor in layer.items()}  # type: ignore[misc]
+            named |= {f"layers.{position}.{name}": tensor for name, tensor in layer.items()}  # type: ignore[misc]
     else:
         for name, tensor in stack.named_parameters():  # such as weight_ih_l0
             plain, _, number = name.rpartition("_l")

@@ -1,6 +1,6 @@
 """The linear baseline: ridge regression of the target on the last few states, by its normal equations.
 
-    (X^T X + alpha n I) w = X^T y        X: the last `lags` states, centred; n rows
+(X^T X + alpha n I) w = X^T y        X: the last `lags` states, centred; n rows
 """
 
 from collections.abc import Mapping

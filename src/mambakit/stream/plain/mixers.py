@@ -4,7 +4,8 @@ Every array begins with an axis of networks: a vector x is (models, d_model), a 
 holds its weights and its state, and `layer.step(x)` moves the state on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numpy as np
 
@@ -230,4 +231,21 @@ class LSTM:
         return self._h
 
 
-MIXERS = {"mamba": Mamba, "mamba2": Mamba2, "mamba3": Mamba3, "s4d": S4D, "gru": GRU, "lstm": LSTM}
+class Layer(Protocol):
+    """What every class here is."""
+
+    def reset(self) -> None:
+        """A new sequence begins."""
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        """x and y (models, d_model); the state moves on."""
+
+
+MIXERS: dict[str, Callable[[Weights, float], Layer]] = {
+    "mamba": Mamba,
+    "mamba2": Mamba2,
+    "mamba3": Mamba3,
+    "s4d": S4D,
+    "gru": GRU,
+    "lstm": LSTM,
+}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .mixers import MIXERS, product, rms_norm
+from .mixers import MIXERS, Layer, product, rms_norm
 
 _RIVALS = ("gru", "lstm")  # whose layers have neither norms nor residuals
 
@@ -22,7 +22,8 @@ class PlainEnsemble:
         kind, self._eps = settings["kind"], float(settings["eps"])
         self._rival = kind in _RIVALS
         self._arrays = arrays
-        self._norms, self._layers = [], []
+        self._norms: list[np.ndarray | None] = []
+        self._layers: list[Layer] = []
         for number in range(settings["layers"]):
             prefix = f"layers.{number}."
             weights = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
@@ -39,10 +40,8 @@ class PlainEnsemble:
         w = self._arrays
         hidden = np.matmul(w["embed"], inputs) + w["embed_bias"]  # (models, d_model)
         for norm, layer in zip(self._norms, self._layers, strict=True):
-            if self._rival:
-                hidden = layer.step(hidden)
-            else:
-                hidden = hidden + layer.step(rms_norm(hidden, norm, self._eps))
+            # Only rivals have no norm, and then no residual either.
+            hidden = layer.step(hidden) if norm is None else hidden + layer.step(rms_norm(hidden, norm, self._eps))
         if not self._rival:
             hidden = rms_norm(hidden, w["norm"], self._eps)
         return np.add.reduce(product(w["head"], hidden) + w["head_bias"], axis=0) / np.float32(len(hidden))

@@ -24,8 +24,9 @@ class SubmittedModel:
             name: flat[at : at + int(np.prod(shape))].reshape(shape) for name, (at, shape) in settings["arrays"].items()
         }
         residual = settings["residual"]
-        self._ridge = arrays["ridge"].reshape(-1, arrays["ridge"].shape[-1]) if residual else None
-        self._ridge_bias = arrays.get("ridge_bias")
+        self._ridge = (
+            (arrays["ridge"].reshape(-1, arrays["ridge"].shape[-1]), arrays["ridge_bias"]) if residual else None
+        )
         lags = settings["lags"] if residual else 0
         self._reader = TickReader(settings["inputs"], settings["engineered"], settings["normalise"], lags)
         self._ensemble = PlainEnsemble(settings, arrays)
@@ -41,5 +42,6 @@ class SubmittedModel:
         if not data_point.need_prediction:
             return None
         if self._ridge is not None:
-            prediction = prediction + self._reader.lagged.ravel() @ self._ridge + self._ridge_bias
+            weight, bias = self._ridge
+            prediction = prediction + self._reader.lagged.ravel() @ weight + bias
         return prediction
