@@ -152,6 +152,7 @@ def train(
         "metric": metric,
     }
     stream_config, training_config = _settings(model, training)
+    from mambakit.stream.contest import METRIC_NAMES
     from mambakit.stream.workflow import train_and_store
 
     saved, there = train_and_store(
@@ -165,7 +166,7 @@ def train(
         quiet=quiet,
     )
     scores, sequences = saved.metrics["validation"], saved.metadata["sequences"]
-    mean = {"r2": "mean R2", "pearson": "mean weighted Pearson"}[scores["metric"]]
+    mean = f"mean {METRIC_NAMES[saved.ensemble.config.metric]}"
     print(
         f"{num_models} x {kind}, {saved.metadata['parameters']:,} parameters each, "
         f"trained on {sequences['training']} sequences in {saved.metadata['seconds']:.0f} s"
@@ -194,7 +195,7 @@ def score(
 
     torch.set_num_threads(1)  # the contest gives one core
     from mambakit.stream.artefact import load_ensemble
-    from mambakit.stream.contest import Scorer
+    from mambakit.stream.contest import METRIC_NAMES, Scorer
     from mambakit.stream.generate import attainable_score
     from mambakit.stream.predictor import PredictionModel
     from mambakit.stream.workflow import score_solution
@@ -211,7 +212,7 @@ def score(
         print(json.dumps(found if best is None else {**found, "attainable": best}, indent=2))
         return
     targets = [value for name, value in result.scores.items() if not name.startswith("mean_")]
-    name = {"r2": "mean R2", "pearson": "mean weighted Pearson"}[scorer.metric]
+    name = f"mean {METRIC_NAMES[scorer.metric]}"
     print(
         f"{name} {result.mean:.4f}, targets from {min(targets):.4f} to {max(targets):.4f}; {len(truth):,} predictions"
     )

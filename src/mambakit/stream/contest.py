@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Metric = Literal["r2", "pearson"]
+METRIC_NAMES: dict[Metric, str] = {"r2": "R2", "pearson": "weighted Pearson"}
 FIRST_COLUMNS = ("seq_ix", "step_in_seq", "need_prediction")
 PEARSON_CLIP = 6.0  # predictions beyond are cut to it
 _ROWS_AT_ONCE = 20_000  # as Python objects a row takes a kilobyte

@@ -14,12 +14,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from mambakit.stream.contest import METRIC_NAMES, Metric
+
 COLOURS = {"ensemble": "#0072B2", "ridge": "#D55E00", "attainable": "#009E73"}
 _MEMBERS = ("#56B4E9", "#E69F00", "#CC79A7", "#009E73", "#7F7F7F", "#D55E00", "#0072B2")
 _INK = "#222222"
 
 
-def draw_targets(scores: Mapping[str, Sequence[float]], names: Sequence[str], metric: str, path: Path) -> None:
+def draw_targets(scores: Mapping[str, Sequence[float]], names: Sequence[str], metric: Metric, path: Path) -> None:
     """A dot for each forecaster and target, targets in the order of the ensemble's score; scores by forecaster."""
     figure, axes = _figure(max(6.4, 0.28 * len(names) + 1.5), 4.2)
     order = np.argsort(scores["ensemble"])[::-1]
@@ -30,19 +32,19 @@ def draw_targets(scores: Mapping[str, Sequence[float]], names: Sequence[str], me
         )
     axes.set_xticks(range(len(names)), [names[position] for position in order], rotation=90 if len(names) > 12 else 0)
     axes.set_xlabel("target")
-    axes.set_ylabel(metric)
+    axes.set_ylabel(METRIC_NAMES[metric])
     axes.set_title("Score of each target", loc="left")
     axes.legend(frameon=False, fontsize=9)
     _save(figure, axes, path)
 
 
-def draw_steps(scores: Mapping[str, np.ndarray], steps: np.ndarray, metric: str, path: Path) -> None:
+def draw_steps(scores: Mapping[str, np.ndarray], steps: np.ndarray, metric: Metric, path: Path) -> None:
     """The mean over the targets at each span of steps; scores by forecaster, (spans,) each, steps (spans,) centres."""
     figure, axes = _figure(8.0, 4.2)
     for forecaster, values in scores.items():
-        axes.plot(steps, values, color=COLOURS[forecaster], label=_label(forecaster, values), linewidth=1.6)
+        axes.plot(steps, values, color=COLOURS[forecaster], label=forecaster, linewidth=1.6)
     axes.set_xlabel("step in the sequence")
-    axes.set_ylabel(metric)
+    axes.set_ylabel(METRIC_NAMES[metric])
     axes.set_title("Score along the sequence: what the carried state is worth", loc="left")
     axes.legend(frameon=False, fontsize=9)
     _save(figure, axes, path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mambakit.stream.artefact import SavedEnsemble
-from mambakit.stream.contest import Scorer, target_scores
+from mambakit.stream.contest import METRIC_NAMES, Scorer, target_scores
 from mambakit.stream.data import Sequences, read_sequences
 from mambakit.stream.generate import Market, attainable_score
 from mambakit.stream.predictor import PredictionModel
@@ -114,7 +114,7 @@ def _markdown(saved: SavedEnsemble, found: Mapping[str, Any]) -> str:
 Scored tick by tick on `{found["data"]}`: {found["sequences"]} sequences, {found["rows"]:,} rows, of which
 {found["scored"]:,} ask for a prediction. Trained on `{saved.metadata["data"]}`, {saved.metadata["training_date"]}.
 {synthetic}
-| forecaster | mean {metric} |
+| forecaster | mean {METRIC_NAMES[metric]} |
 |---|---|
 {rows}
 

@@ -1,6 +1,5 @@
 """Training an ensemble: whole sequences, a loss at every scored step, parts split by sequence, one network a seed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from mambakit.stream.data import Sequences, split_sequences
 from mambakit.stream.dataset import SequenceData
 from mambakit.stream.ensemble import Ensemble
 from mambakit.stream.model import StreamModel, untrained_model
-from mambakit.stream.ridge import fit_ridge
+from mambakit.stream.ridge import Ridge, fit_ridge
 from mambakit.training import Objective, TrainingConfig, TrainingRecord, fit
 from mambakit.training.batches import derived_seed
 
@@ -33,6 +32,21 @@ class TrainedEnsemble:
     parts: dict[str, int]  # sequences in each part
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Sequences split, and both parts as the training loop reads them."""
+
+    learnt: Sequences
+    held_out: Sequences
+    ridge: Ridge
+    training_data: SequenceData
+    validation_data: SequenceData
+
+    def sizes(self) -> dict[str, int]:
+        """Sequences in each part."""
+        return {"training": len(self.learnt), "validation": len(self.held_out)}
+
+
 def train_ensemble(
     sequences: Sequences,
     config: StreamConfig,
@@ -43,32 +57,25 @@ def train_ensemble(
     run_dir: Path | None = None,
     resume: bool = False,
     quiet: bool = False,
-    on_model: Callable[[int, TrainingRecord], None] | None = None,
 ) -> TrainedEnsemble:
     """Train `num_models` networks that differ by their seeds, on one split drawn by training.seed.
 
     Args:
         run_dir: where checkpoints go, so that a killed run can be resumed; none are written without it.
         resume: go on from the checkpoints in run_dir.
-        on_model: called with the number of each network, from 0, and its record, when it is trained.
 
     Raises:
         DataError: there are too few sequences, or no step is scored.
         TrainingDiverged: a loss stopped being finite.
     """
-    learnt, held_out = split_sequences(sequences, validation_share, training.seed)
-    ridge = fit_ridge(learnt, config.ridge_lags)
-    training_data, validation_data = SequenceData(learnt, config, ridge), SequenceData(held_out, config, ridge)
+    parts = prepare_parts(sequences, config, training, validation_share)
     models, records = [], []
     for number in range(num_models):
-        seed = derived_seed(training.seed, number)
-        model = untrained_model(config, sequences.states.shape[-1], sequences.targets.shape[-1], seed)
-        record = fit(
-            model,
-            make_objective(config.metric, training_data.variance),
-            training_data,
-            validation_data,
-            training.model_copy(update={"seed": seed}),
+        model, record = train_network(
+            parts,
+            config,
+            training,
+            number,
             run_dir=None if run_dir is None else run_dir / f"model-{number}",
             resume=resume,
             quiet=quiet,
@@ -76,13 +83,51 @@ def train_ensemble(
         )
         models.append(model)
         records.append(record)
-        if on_model is not None:
-            on_model(number, record)
-    ensemble = Ensemble(config, sequences.layout, models, ridge)
-    scores = validation_scores(ensemble, held_out)
+    ensemble = Ensemble(config, sequences.layout, models, parts.ridge)
+    scores = validation_scores(ensemble, parts.held_out)
     for model in models:
         model.cpu()
-    return TrainedEnsemble(ensemble, training, records, scores, {"training": len(learnt), "validation": len(held_out)})
+    return TrainedEnsemble(ensemble, training, records, scores, parts.sizes())
+
+
+def prepare_parts(
+    sequences: Sequences, config: StreamConfig, training: TrainingConfig, validation_share: float = VALIDATION_SHARE
+) -> Parts:
+    """Split by sequence, fit ridge on the training part, make features; the same for every network of an ensemble.
+
+    Raises DataError where there are too few sequences, or no step is scored.
+    """
+    learnt, held_out = split_sequences(sequences, validation_share, training.seed)
+    ridge = fit_ridge(learnt, config.ridge_lags)
+    return Parts(learnt, held_out, ridge, SequenceData(learnt, config, ridge), SequenceData(held_out, config, ridge))
+
+
+def train_network(
+    parts: Parts,
+    config: StreamConfig,
+    training: TrainingConfig,
+    number: int,
+    *,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    description: str = "training",
+) -> tuple[StreamModel, TrainingRecord]:
+    """Train network `number` of an ensemble, from 0: its seed follows from training.seed and the number."""
+    seed = derived_seed(training.seed, number)
+    model = untrained_model(config, parts.learnt.states.shape[-1], parts.learnt.targets.shape[-1], seed)
+    record = fit(
+        model,
+        make_objective(config.metric, parts.training_data.variance),
+        parts.training_data,
+        parts.validation_data,
+        training.model_copy(update={"seed": seed}),
+        run_dir=run_dir,
+        resume=resume,
+        quiet=quiet,
+        description=description,
+    )
+    return model, record
 
 
 def make_objective(metric: Metric, variance: Tensor) -> Objective:
