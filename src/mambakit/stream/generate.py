@@ -4,7 +4,7 @@ The latent state z falls into blocks, and each block has a mood s = -1 or +1 tha
 
     z_{t+1} = A z_t + s_t (D z_t + c) + sigma e_t        e_t ~ N(0, I)
     s_{t+1} = s_t with probability STAY, else -s_t
-    state   = W z                                        W mixes the blocks, and whitens
+    state   = W (z - mean)                               W mixes the blocks, and whitens
 
 A turns z and pulls it to zero, D and c are how the mood changes that. What can be known of the mood is its posterior,
 which Bayes' rule gives exactly (the forward algorithm; the blocks are independent). With the log odds l of s_t = +1,
@@ -70,6 +70,7 @@ class Market:
         self.size = features // BLOCKS
         self.blocks = [_draw_block(random, self.size) for _ in range(BLOCKS)]
         latent, _ = self._walk(random, _WHITENING_SEQUENCES, _WHITENING_STEPS)
+        self._mean = latent.mean(axis=(0, 1))
         rotation = _orthogonal(random, features)
         values, vectors = np.linalg.eigh(np.cov(latent.reshape(-1, features).T))
         self.mixing = rotation @ (vectors / np.sqrt(values)) @ vectors.T  # W
@@ -78,16 +79,16 @@ class Market:
     def states(self, sequences: int, steps: int, seed: int) -> np.ndarray:
         """Draw (sequences, steps, features) float32."""
         latent, _ = self._walk(np.random.default_rng([seed, 1]), sequences, steps)
-        return (latent @ self.mixing.T).astype(np.float32)
+        return ((latent - self._mean) @ self.mixing.T).astype(np.float32)
 
     def best_predictions(self, states: np.ndarray) -> np.ndarray:
         """E[next state | states up to now] at every step of (sequences, steps, features); float64."""
-        latent = states.astype(np.float64) @ self._unmixing.T
+        latent = states.astype(np.float64) @ self._unmixing.T + self._mean
         best = np.empty_like(latent)
         for number, block in enumerate(self.blocks):
             columns = slice(number * self.size, (number + 1) * self.size)
             best[..., columns] = _filtered(block, latent[..., columns])
-        return best @ self.mixing.T
+        return (best - self._mean) @ self.mixing.T
 
     def _walk(self, random: np.random.Generator, sequences: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Latent states (sequences, steps, features) and moods (sequences, steps, BLOCKS)."""
