@@ -1,4 +1,4 @@
-"""Ensembles with random weights: large enough predictions that agreement means something, and no time spent training."""
+"""Ensembles with random weights: predictions large enough that agreement means something, and no time in training."""
 
 import torch
 
