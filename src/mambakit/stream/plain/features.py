@@ -18,7 +18,9 @@ MEANS = (3, 5, 10, 20)
 DEVIATIONS = (5, 10, 20)
 AVERAGES = (0.1, 0.3, 0.5)
 FEATURES_PER_INPUT = 3 + len(MEANS) + len(DEVIATIONS) + len(AVERAGES)
-_LONGEST = max(MEANS + DEVIATIONS)
+_LONGEST = MEANS[-1]
+_WIDTHS = np.array(MEANS)
+_DEVIATING = np.array([MEANS.index(width) for width in DEVIATIONS])  # every deviation has a mean of its width
 
 
 def feature_names(inputs: Iterable[str]) -> list[str]:
@@ -75,13 +77,17 @@ class FeatureEngineer:
             self._average += self._averages * (x - self._average)
         self._delta = out[1]
         self._count += 1
-        means = {}
-        for row, width in enumerate(MEANS, start=3):
-            window = self._window(width)
-            means[width] = out[row] = np.add.reduce(window, axis=0) / len(window)
-        for row, width in enumerate(DEVIATIONS, start=3 + len(MEANS)):
-            window = self._window(width) - means[width]
-            out[row] = np.sqrt(np.add.reduce(window * window, axis=0) / len(window))
+        # Sums of all windows at once: along the ticks, the newest first, and of squares about a centre, so that what
+        # is subtracted from them is small.
+        window = self._past[max(self._end - self._count, self._end - _LONGEST) : self._end][::-1]
+        counts = np.minimum(_WIDTHS, self._count)
+        means = np.add.accumulate(window, axis=0)[counts - 1] / counts[:, None]
+        out[3 : 3 + len(MEANS)] = means
+        centre = means[-1]
+        window = window - centre
+        squares = np.add.accumulate(window * window, axis=0)[counts[_DEVIATING] - 1] / counts[_DEVIATING, None]
+        away = means[_DEVIATING] - centre
+        out[3 + len(MEANS) : -len(AVERAGES)] = np.sqrt(np.maximum(squares - away * away, 0.0))
         out[-len(AVERAGES) :] = self._average
         return out.astype(np.float32).ravel()
 
@@ -97,14 +103,11 @@ class FeatureEngineer:
         parts = [x, delta, acceleration, *means, *deviations, *(_average(x, a) for a in AVERAGES)]
         return np.concatenate([part.astype(np.float32) for part in parts], axis=-1)
 
-    def _window(self, width: int) -> np.ndarray:
-        return self._past[self._end - min(width, self._count) : self._end]
-
 
 def _rolling(x: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Means and deviations of the last ticks at each step of (..., steps, inputs)."""
     steps = x.shape[-2]
-    counts = {width: np.minimum(np.arange(1, steps + 1), width)[:, None] for width in MEANS + DEVIATIONS}
+    counts = {width: np.minimum(np.arange(1, steps + 1), width)[:, None] for width in MEANS}
     means = {width: _summed(lambda back, _: _shifted(x, back), width, x.shape) / counts[width] for width in counts}
 
     def square(back: int, width: int) -> np.ndarray:
@@ -118,7 +121,7 @@ def _rolling(x: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def _summed(term: Callable[[int, int], np.ndarray], width: int, shape: tuple[int, ...]) -> np.ndarray:
     total = np.zeros(shape)
-    for back in range(width - 1, -1, -1):  # oldest first, as one tick at a time adds them
+    for back in range(width):
         total += term(back, width)
     return total
 
