@@ -16,7 +16,7 @@ from mambakit.errors import MambakitError
 
 app = typer.Typer(
     name="mambakit",
-    help="Selective state-space models that install anywhere: forecasting from training to prediction.",
+    help="Selective state-space models that install anywhere: forecasting and streaming, from training to prediction.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
