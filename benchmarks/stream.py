@@ -183,6 +183,8 @@ def _job(options: argparse.Namespace, kind: str, number: int, train: str, test: 
     for name in ("batch_size", "learning_rate", "weight_decay", "patience"):
         if getattr(options, name) is not None:
             training[name] = getattr(options, name)
+    if options.restart_epochs is not None:
+        training |= {"schedule": "restarts", "restart_epochs": options.restart_epochs}
     model = {
         "kind": kind,
         "d_model": options.d_model,
@@ -279,6 +281,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--weight-decay", type=float)
     parser.add_argument("--patience", type=int)
+    parser.add_argument("--restart-epochs", type=int, help="cosine with warm restarts")
     parser.add_argument("--proxy", action="store_true", help="real ticks instead of synthetic ones")
     parser.add_argument("--data", type=Path, help="a training file in the contest's format")
     parser.add_argument("--test", type=Path, help="the file to score on, with --data")

@@ -28,7 +28,7 @@ from torch import nn
 
 from benchmarks import machine
 from benchmarks.memory import available, status_bytes
-from mambakit.nn.ensemble_stepper import EnsembleStepper
+from mambakit.nn import EnsembleStepper
 from mambakit.stream import Ensemble, PredictionModel, StreamConfig
 from mambakit.stream.contest import DataPoint
 from mambakit.stream.data import Layout

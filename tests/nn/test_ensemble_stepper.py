@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from mambakit.nn import Backbone
-from mambakit.nn.ensemble_stepper import EnsembleStepper
+from mambakit.nn import Backbone, EnsembleStepper
 from mambakit.nn.native_stack import refusal
 
 STACKS = {

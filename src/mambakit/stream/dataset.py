@@ -11,15 +11,25 @@ from mambakit.stream.plain.features import FeatureEngineer
 from mambakit.stream.plain.normaliser import SequenceNormalizer
 from mambakit.stream.ridge import Ridge
 
+_AT_ONCE = 16  # sequences
+
 
 def model_inputs(config: StreamConfig, states: np.ndarray) -> np.ndarray:
     """What a model reads, (sequences, steps, inputs) float32, of states (sequences, steps, features)."""
-    values = states
+    if config.features == "raw" and not config.normalise:
+        return states
+    # A few at a time: in float64 and with all that is summed on the way, all of them would take gigabytes.
+    return np.concatenate(
+        [_transformed(config, states[first : first + _AT_ONCE]) for first in range(0, len(states), _AT_ONCE)]
+    )
+
+
+def _transformed(config: StreamConfig, values: np.ndarray) -> np.ndarray:
     if config.features == "engineered":
-        values = FeatureEngineer(states.shape[-1]).transform(values)
+        values = FeatureEngineer(values.shape[-1]).transform(values)
     if config.normalise:
         values = SequenceNormalizer(values.shape[-1]).transform(values)
-    return values.astype(np.float32, copy=False)
+    return values
 
 
 class SequenceData:
@@ -44,8 +54,10 @@ class SequenceData:
         self._wanted = torch.from_numpy(sequences.targets)
         self._scored = torch.from_numpy(sequences.scored)
         truth = sequences.targets[sequences.scored].astype(np.float64)
-        # A target that never moves can't be scored; it must not divide by zero either.
-        self.variance = torch.from_numpy(np.maximum(truth.var(axis=0), 1e-12)).float()  # (targets,)
+        variance = truth.var(axis=0)
+        # A target that never moves has no R2, and next to nothing to divide by: its error counts as it is.
+        still = variance < 1e-10 * (1 + truth.mean(axis=0) ** 2)
+        self.variance = torch.from_numpy(np.where(still, 1.0, variance)).float()  # (targets,)
 
     def __len__(self) -> int:
         return len(self._inputs)

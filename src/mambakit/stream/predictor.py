@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mambakit.errors import DataError
-from mambakit.nn.ensemble_stepper import EnsembleStepper
+from mambakit.nn import EnsembleStepper
 from mambakit.stream.artefact import load_ensemble
 from mambakit.stream.contest import DataPoint
 from mambakit.stream.ensemble import Ensemble
