@@ -76,3 +76,9 @@ def test_an_unremarkable_file_has_no_attainable_score(reported, table, tmp_path)
     found = write_report(reported[1], tmp_path / "plain.parquet", tmp_path / "report")
     assert found["forecasters"].keys() == {"ensemble", "ridge"}
     assert np.isfinite(found["streamed"])
+
+
+def test_a_generated_file_that_was_changed_is_refused(reported, table, tmp_path):
+    write_generated(tmp_path / "changed.parquet", table, {"attainable": 0.5})
+    with pytest.raises(DataError, match=r"notes an attainable score of 0\.5000, and today's generator reaches 0\."):
+        write_report(reported[1], tmp_path / "changed.parquet", tmp_path / "report")

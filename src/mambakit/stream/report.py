@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mambakit.errors import DataError
 from mambakit.stream.artefact import SavedEnsemble
 from mambakit.stream.contest import METRIC_NAMES, Scorer, target_scores
 from mambakit.stream.data import Sequences, read_sequences
@@ -33,8 +34,8 @@ def write_report(
     ensemble.require_fit(sequences.layout)
     score, _, _ = score_solution(PredictionModel(ensemble), scorer, on_row)
     predictions = {"ensemble": ensemble.predict(sequences.states), "ridge": ensemble.ridge.predict(sequences.states)}
-    if attainable_score(data) is not None:
-        predictions["attainable"] = Market(sequences.states.shape[-1]).best_predictions(sequences.states)
+    if (noted := attainable_score(data)) is not None:
+        predictions["attainable"] = _best_predictions(sequences, noted, str(data))
     centres, along = _along_the_sequence(sequences, predictions, ensemble.config.metric)
     found = _as_json(saved, sequences, score, predictions, str(data))
     found["steps"] = {"centres": centres.tolist(), **{name: values.tolist() for name, values in along.items()}}
@@ -54,6 +55,18 @@ def write_report(
 
     write_folder(out, fill)
     return found
+
+
+def _best_predictions(sequences: Sequences, noted: float, data: str) -> np.ndarray:
+    """Those of the market that generated a file; raises DataError where it is not today's market."""
+    best = Market(sequences.states.shape[-1]).best_predictions(sequences.states)
+    scores = target_scores(sequences.targets[sequences.scored], best[sequences.scored], sequences.layout.targets)
+    if abs(scores["mean_r2"] - noted) > 1e-4:
+        raise DataError(
+            f"{data} notes an attainable score of {noted:.4f}, and today's generator reaches {scores['mean_r2']:.4f}: "
+            "it was changed, or made by another version; generate it again"
+        )
+    return best
 
 
 def _along_the_sequence(
