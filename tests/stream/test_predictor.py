@@ -9,6 +9,7 @@ import torch
 from networks import EVERYTHING, KINDS, random_ensemble
 
 from mambakit.errors import DataError
+from mambakit.ops import cpu
 from mambakit.stream import PredictionModel, Scorer
 from mambakit.stream.contest import DataPoint
 
@@ -33,6 +34,7 @@ def test_stepped_and_whole_predictions_agree(table, sequences, kind, settings):
     np.testing.assert_allclose(stepped, whole, atol=1e-5 * max(1.0, np.abs(whole).max()))
 
 
+@pytest.mark.skipif(not cpu.AVAILABLE, reason="the extension is not built")
 @pytest.mark.parametrize("kind", ["mamba", "mamba2", "mamba3"])
 def test_one_native_call_takes_the_tick(sequences, kind):
     assert PredictionModel(random_ensemble(sequences, kind=kind)).stepper.backend == "cpu"
