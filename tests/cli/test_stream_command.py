@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 
 from mambakit.cli import app
 from mambakit.errors import ArtefactError, DataError
+from mambakit.stream import Scorer
+from mambakit.stream.plain.submission import SubmittedModel
 
 SMALL = ["--num-models", "2", "--epochs", "2", "--d-model", "16", "--n-layers", "1", "--quiet"]
 
@@ -208,3 +210,27 @@ def test_restarts_no_average_and_a_context_are_passed_on(made: Path) -> None:
     assert (config["context_length"], config["normalise"], config["residual"]) == (40, True, True)
     assert (training["schedule"], training["restart_epochs"]) == ("restarts", 1)
     assert training["average_decay"] is None
+
+
+def test_the_second_edition_goes_from_its_file_to_its_submission(made: Path, tmp_path: Path) -> None:
+    """Targets are columns of the row itself, the metric is the weighted correlation, a prediction has two numbers."""
+    table = pd.read_parquet(made / "train.parquet").rename(columns=lambda name: f"p{name}" if name.isdigit() else name)
+    table["t0"], table["t1"] = table["p0"] + table["p1"], -table["p2"]
+    table["need_prediction"] = table["step_in_seq"] >= 99
+    data, model = tmp_path / "edition2.parquet", tmp_path / "model"
+    table.to_parquet(data)
+    options = ["--target", "t0,t1", "--metric", "pearson", "--learning-rate", "0.01", "--average-decay", "0"]
+    done = here("train", "--data", data, "--out", model, *SMALL[:2], "--epochs", "8", *SMALL[4:], *options)
+    assert done.exit_code == 0, done.output
+    assert "mean weighted Pearson" in done.stdout
+    assert "repeat" not in done.stdout, "a state of eight numbers predicts no target of two"
+    scores = json.loads(here("score", "--data", data, "--model", model, "--json").stdout)["scores"]
+    assert scores.keys() == {"mean_pearson", "t0", "t1"}
+    assert scores["mean_pearson"] > 0.3
+    assert here("report", "--data", data, "--model", model, "--out", tmp_path / "report").exit_code == 0
+    assert "mean weighted Pearson" in (tmp_path / "report" / "report.md").read_text()
+    assert here("pack", "--model", model, "--out", tmp_path / "submission.zip").exit_code == 0
+    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+        archive.extractall(tmp_path / "submission")
+    scorer = Scorer(data, ("t0", "t1"), "pearson")
+    assert scorer.score(SubmittedModel(tmp_path / "submission")) == pytest.approx(scores, abs=1e-5)
