@@ -1,8 +1,8 @@
 """Selective state-space models (Mamba) that install anywhere and are fast on the machine you have.
 
 `mambakit.ops` holds the operations, `mambakit.nn` the layers, `mambakit.training` the training loop,
-`mambakit.forecast` multi-horizon price forecasting and `mambakit.stream` step-by-step prediction. Importing `mambakit` imports torch and nothing heavier: each
-room loads what it needs when it is first used.
+`mambakit.forecast` multi-horizon price forecasting and `mambakit.stream` step-by-step prediction. Importing `mambakit`
+imports torch and nothing heavier: each room loads what it needs when it is first used.
 """
 
 import importlib
