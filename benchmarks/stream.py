@@ -191,6 +191,7 @@ def _job(options: argparse.Namespace, kind: str, number: int, train: str, test: 
         "n_layers": options.n_layers,
         "features": options.features,
         "residual": options.residual,
+        "dropout": options.dropout,
     }
     quiet = options.quiet or options.workers > 1
     return Job(kind, number, train, test, model, training, options.device, options.threads, quiet)
@@ -276,6 +277,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--d-model", type=int, default=128)
     parser.add_argument("--n-layers", type=int, default=4)
     parser.add_argument("--features", choices=("raw", "engineered"), default="raw")
+    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--residual", action="store_true", help="predict what ridge leaves over")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--learning-rate", type=float)

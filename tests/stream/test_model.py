@@ -51,6 +51,15 @@ def test_a_rival_has_as_many_parameters_as_the_mamba_that_it_is_held_against(kin
     assert 0.95 < parameters(rival) / parameters(mamba) <= 1.0
 
 
+def test_dropout_is_there_while_training_alone():
+    network = model(dropout=0.5)
+    inputs = torch.randn(1, 6, INPUTS)
+    network.eval()
+    assert torch.equal(network(inputs)[0], network(inputs)[0])
+    network.train()
+    assert not torch.equal(network(inputs)[0], network(inputs)[0])
+
+
 def test_before_training_it_predicts_zero():
     assert not untrained_model(StreamConfig(d_model=16), INPUTS, TARGETS, 0)(torch.randn(1, 4, INPUTS))[0].any()
 

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from mambakit.nn import MIXERS
 from mambakit.stream.contest import Metric
@@ -41,6 +41,7 @@ class StreamConfig(BaseModel):
     d_model: PositiveInt = 128  # of a rival: that of the Mamba whose number of parameters it gets
     n_layers: PositiveInt = 4
     d_state: PositiveInt | None = None  # none: a good choice for the kind
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)  # on what leaves the stack, while training
     features: Literal["raw", "engineered"] = "raw"  # engineered: 13 numbers for each input
     normalise: bool = False  # running standardisation within the sequence
     residual: bool = False  # predict what ridge leaves over

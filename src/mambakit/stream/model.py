@@ -1,7 +1,7 @@
 """The network: inputs to hidden vectors, a recurrent stack, hidden vectors to predictions, one a step.
 
     hidden, state = stack(embed(inputs), state)
-    prediction    = head(hidden)
+    prediction    = head(dropout(hidden))
 
 The stack is a Backbone of one of the core's mixers, or a GRU or LSTM of as many parameters. The head starts at zero, so
 that training starts from the mean (or, with a residual head, from ridge) and not from noise.
@@ -43,6 +43,7 @@ class StreamModel(nn.Module):
             self.stack = Backbone(width, config.n_layers, config.kind, config.mixer_options())
         self.width = width
         self.embed = nn.Linear(read, width)
+        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(width, targets)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -63,7 +64,7 @@ class StreamModel(nn.Module):
                 state = tree_map(torch.Tensor.detach, state)
             hidden_of_window, state = self.stack(window, state)
             parts.append(hidden_of_window)
-        return self.head(torch.cat(parts, dim=1)), state
+        return self.head(self.dropout(torch.cat(parts, dim=1))), state
 
 
 def untrained_model(config: StreamConfig, inputs: int, targets: int, seed: int) -> StreamModel:
