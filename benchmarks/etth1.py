@@ -113,7 +113,7 @@ def train(values: np.ndarray, horizon: int, seed: int, kind: str, mixer: str, ep
     config = LongHorizonConfig(
         lookback=LONG, horizon=horizon, mixer=mixer, mixer_options={"d_state": 16, **sizes}, linear=kind == HYBRID
     )
-    chosen = {"seed": seed}
+    chosen: dict[str, float] = {"seed": seed}
     if kind == MAMBA:  # nothing to start from: it learns faster and longer
         chosen |= {"epochs": 10, "learning_rate": 1e-3, "patience": 3}
     if epochs is not None:

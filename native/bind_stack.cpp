@@ -1,5 +1,5 @@
-// The class mambakit._native.Stack: layers that advance by one token in one call. src/mambakit/nn/native_stack.py fills
-// it.
+// The classes mambakit._native.Stack, layers that advance by one token in one call, and Ensemble, several such stacks
+// that read the same token. src/mambakit/nn/native_stack.py fills them.
 //
 // It keeps a reference to every tensor, so that memory which is read in place can't be freed under it. Shapes, dtypes
 // and contiguity are the caller's duty, as in bindings.cpp.
@@ -103,6 +103,16 @@ class Stack {
     m.fc2 = make_linear(fc2, std::nullopt);
   }
 
+  void add_projections(const Input &in_weight, const OptionalInput &in_bias, const Input &out_weight,
+                       const OptionalInput &out_bias, const Tensor &source, const Tensor &target) {
+    input_ = make_linear(in_weight, in_bias);
+    output_ = make_linear(out_weight, out_bias);
+    source_ = state(source);
+    target_ = state(target);
+  }
+
+  const float *target() const { return target_; }
+
   void step(int at_most) {
     const int threads = team_.size(weight_bytes_, at_most);
     const auto start = std::chrono::steady_clock::now();
@@ -118,7 +128,11 @@ class Stack {
                       norm_,
                       static_cast<const float *>(x_.data()),
                       static_cast<float *>(y_.data()),
-                      threads};
+                      threads,
+                      input_,
+                      output_,
+                      source_,
+                      target_};
     nb::gil_scoped_release release;
     chosen_kernels().step(p);
   }
@@ -160,9 +174,34 @@ class Stack {
   int64_t weight_bytes_ = 0;
   Team team_;
   Norm norm_;
+  Linear input_, output_;
+  float *source_ = nullptr, *target_ = nullptr;
   std::vector<LayerStep> layers_;
   std::vector<Input> kept_inputs_;
   std::vector<Tensor> kept_states_;
+};
+
+// Stacks with projections, of the same source; y is the mean of their targets.
+class Ensemble {
+ public:
+  Ensemble(const nb::list &stacks, const Tensor &y) : kept_(stacks), y_(y) {
+    for (nb::handle stack : stacks) stacks_.push_back(nb::cast<Stack *>(stack));
+  }
+
+  void step(int at_most) {
+    for (Stack *stack : stacks_) stack->step(at_most);
+    float *y = static_cast<float *>(y_.data());
+    for (size_t i = 0; i < y_.size(); ++i) {
+      float sum = 0;
+      for (const Stack *stack : stacks_) sum += stack->target()[i];
+      y[i] = sum / float(stacks_.size());
+    }
+  }
+
+ private:
+  nb::list kept_;
+  std::vector<Stack *> stacks_;
+  Tensor y_;
 };
 
 }  // namespace
@@ -183,8 +222,13 @@ void bind_stack(nb::module_ &m) {
            "mimo_z"_a.none(), "mimo_o"_a.none(), "groups"_a, "rational"_a, "A_floor"_a, "gated_norm"_a.none(),
            "gated_eps"_a, "out_proj"_a, "angle"_a, "ssm"_a, "k"_a, "v"_a)
       .def("add_mlp", &Stack::add_mlp, "norm"_a.none(), "eps"_a, "residual"_a, "fc1"_a, "fc2"_a)
+      .def("add_projections", &Stack::add_projections, "in_weight"_a, "in_bias"_a.none(), "out_weight"_a,
+           "out_bias"_a.none(), "source"_a, "target"_a, "x = in(source) from now on, and target = out(y).")
       .def("step", &Stack::step, "at_most"_a, "y = norm(layers(x)); the states advance. By so many threads as help.")
       .def("step_with", &Stack::step_with, "threads"_a, "As `step`, by so many threads.");
+  nb::class_<Ensemble>(m, "Ensemble", "Stacks with projections that advance by the same token in one call.")
+      .def(nb::init<const nb::list &, const Tensor &>(), "stacks"_a, "y"_a)
+      .def("step", &Ensemble::step, "at_most"_a, "y = the mean of the targets; the states advance.");
 }
 
 }  // namespace mambakit

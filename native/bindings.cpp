@@ -166,34 +166,102 @@ void convolution_backward(const Input &x, const Input &weight, const OptionalInp
   chosen_kernels().convolution_backward(q);
 }
 
-void linear_recurrence(const Input &v, const Input &k, const Input &q, const Input &log_decay, const Input &scale,
-                       const OptionalInput &own, const OptionalInput &D, const OptionalInput &z,
-                       const OptionalInput &initial_state, const std::vector<int64_t> &bounds, int64_t chunk,
-                       int threads, const Tensor &y, const Tensor &final_state, const OptionalTensor &kept) {
+// What the forward and the backward of the recurrence are given, in the order of their struct.
+LinearRecurrence recurrence_arguments(const Input &x, const Input &B, const Input &C, const OptionalInput &z,
+                                      const Input &log_decay, const Input &scale, const OptionalInput &own,
+                                      const OptionalInput &D, const OptionalInput &up, const OptionalInput &gate,
+                                      const OptionalInput &down, const OptionalInput &B_bias,
+                                      const OptionalInput &C_bias, const OptionalInput &speeds,
+                                      const OptionalInput &steps, const OptionalInput &initial_angle,
+                                      const OptionalInput &initial_state, bool interleaved,
+                                      const std::vector<int64_t> &bounds, int64_t chunk, int threads) {
   LinearRecurrence p{};
-  p.dtype = dtype_of(v);
-  p.sequences = sequences(v, bounds);
-  p.rank = int64_t(v.shape(2));
-  p.heads = int64_t(v.shape(3));
-  p.headdim = int64_t(v.shape(4));
-  p.groups = int64_t(k.shape(3));
-  p.state = int64_t(k.shape(4));
+  p.dtype = dtype_of(x);
+  p.sequences = sequences(x, bounds);
+  p.rank = int64_t(B.shape(2));
+  p.heads = int64_t(x.shape(2));
+  p.headdim = int64_t(x.shape(3));
+  p.groups = int64_t(B.shape(3));
+  p.state = int64_t(B.shape(4));
   p.chunk = chunk;
-  p.v = rows(v);
-  p.k = rows(k);
-  p.q = rows(q);
+  p.x = rows(x);
+  p.B = rows(B);
+  p.C = rows(C);
   p.z = rows(z);
-  p.y = rows(y);
   p.log_decay = log_decay.data();
   p.scale = scale.data();
   p.own = data(own);
   p.D = data(D);
+  p.up = data(up);
+  p.gate = data(gate);
+  p.down = data(down);
+  p.B_bias = data(B_bias);
+  p.C_bias = data(C_bias);
+  p.pairs = speeds ? int64_t(speeds->shape(3)) : 0;
+  p.interleaved = interleaved;
+  p.speeds = rows(speeds);
+  if (speeds && speeds->shape(2) == 1) p.speeds.group_stride = 0;  // all heads turn alike
+  p.steps = data(steps);
+  p.initial_angle = data(initial_angle);
   p.initial_state = data(initial_state);
+  p.threads = useful_threads(threads, p.sequences.batch * p.sequences.length * p.heads * p.headdim * p.state);
+  return p;
+}
+
+void linear_recurrence(const Input &x, const Input &B, const Input &C, const OptionalInput &z, const Input &log_decay,
+                       const Input &scale, const OptionalInput &own, const OptionalInput &D, const OptionalInput &up,
+                       const OptionalInput &gate, const OptionalInput &down, const OptionalInput &B_bias,
+                       const OptionalInput &C_bias, const OptionalInput &speeds, const OptionalInput &steps,
+                       const OptionalInput &initial_angle, const OptionalInput &initial_state, bool interleaved,
+                       const std::vector<int64_t> &bounds, int64_t chunk, int threads, const Tensor &y,
+                       const Tensor &final_state, const OptionalTensor &kept) {
+  LinearRecurrence p =
+      recurrence_arguments(x, B, C, z, log_decay, scale, own, D, up, gate, down, B_bias, C_bias, speeds, steps,
+                           initial_angle, initial_state, interleaved, bounds, chunk, threads);
+  p.y = rows(y);
   p.final_state = final_state.data();
   p.kept = data(kept);
-  p.threads = useful_threads(threads, p.sequences.batch * p.sequences.length * p.heads * p.headdim * p.state);
   nb::gil_scoped_release release;
   chosen_kernels().linear_recurrence(p);
+}
+
+void linear_recurrence_backward(
+    const Input &x, const Input &B, const Input &C, const OptionalInput &z, const Input &log_decay, const Input &scale,
+    const OptionalInput &own, const OptionalInput &D, const OptionalInput &up, const OptionalInput &gate,
+    const OptionalInput &down, const OptionalInput &B_bias, const OptionalInput &C_bias, const OptionalInput &speeds,
+    const OptionalInput &steps, const OptionalInput &initial_angle, const OptionalInput &initial_state,
+    bool interleaved, const std::vector<int64_t> &bounds, int64_t chunk, int threads, const Input &kept,
+    const Input &grad_y, const Input &grad_final_state, const Tensor &grad_x, const Tensor &grad_B,
+    const Tensor &grad_C, const OptionalTensor &grad_z, const Tensor &grad_log_decay, const Tensor &grad_scale,
+    const OptionalTensor &grad_own, const OptionalTensor &grad_D, const OptionalTensor &grad_up,
+    const OptionalTensor &grad_gate, const OptionalTensor &grad_down, const OptionalTensor &grad_B_bias,
+    const OptionalTensor &grad_C_bias, const OptionalTensor &grad_speeds, const OptionalTensor &grad_steps,
+    const OptionalTensor &grad_initial_angle, const OptionalTensor &grad_initial_state) {
+  LinearRecurrenceBackward b{};
+  b.forward = recurrence_arguments(x, B, C, z, log_decay, scale, own, D, up, gate, down, B_bias, C_bias, speeds, steps,
+                                   initial_angle, initial_state, interleaved, bounds, chunk, threads);
+  b.forward.kept = const_cast<void *>(kept.data());
+  b.grad_y = rows(grad_y);
+  b.grad_final_state = grad_final_state.data();
+  b.grad_x = rows(grad_x);
+  b.grad_B = rows(grad_B);
+  b.grad_C = rows(grad_C);
+  b.grad_z = rows(grad_z);
+  b.grad_log_decay = grad_log_decay.data();
+  b.grad_scale = grad_scale.data();
+  b.grad_own = data(grad_own);
+  b.grad_D = data(grad_D);
+  b.grad_up = data(grad_up);
+  b.grad_gate = data(grad_gate);
+  b.grad_down = data(grad_down);
+  b.grad_B_bias = data(grad_B_bias);
+  b.grad_C_bias = data(grad_C_bias);
+  b.grad_speeds = rows(grad_speeds);
+  b.grad_steps = data(grad_steps);
+  b.grad_initial_angle = data(grad_initial_angle);
+  b.grad_initial_state = data(grad_initial_state);
+  nb::gil_scoped_release release;
+  chosen_kernels().linear_recurrence_backward(b);
 }
 
 std::vector<std::string> instruction_sets() {
@@ -237,9 +305,18 @@ NB_MODULE(_native, m) {
   m.def("convolution_backward", convolution_backward, "x"_a, "weight"_a, "bias"_a.none(), "initial_state"_a.none(),
         "bounds"_a, "silu"_a, "threads"_a, "grad_y"_a, "grad_final_state"_a, "grad_x"_a, "grad_weight"_a,
         "grad_bias"_a.none(), "grad_initial_state"_a.none());
-  m.def("linear_recurrence", linear_recurrence, "v"_a, "k"_a, "q"_a, "log_decay"_a, "scale"_a, "own"_a.none(),
-        "D"_a.none(), "z"_a.none(), "initial_state"_a.none(), "bounds"_a, "chunk"_a, "threads"_a, "y"_a,
-        "final_state"_a, "kept"_a.none());
+  m.def("linear_recurrence", linear_recurrence, "x"_a, "B"_a, "C"_a, "z"_a.none(), "log_decay"_a, "scale"_a,
+        "own"_a.none(), "D"_a.none(), "up"_a.none(), "gate"_a.none(), "down"_a.none(), "B_bias"_a.none(),
+        "C_bias"_a.none(), "speeds"_a.none(), "steps"_a.none(), "initial_angle"_a.none(), "initial_state"_a.none(),
+        "interleaved"_a, "bounds"_a, "chunk"_a, "threads"_a, "y"_a, "final_state"_a, "kept"_a.none());
+  m.def("linear_recurrence_backward", linear_recurrence_backward, "x"_a, "B"_a, "C"_a, "z"_a.none(), "log_decay"_a,
+        "scale"_a, "own"_a.none(), "D"_a.none(), "up"_a.none(), "gate"_a.none(), "down"_a.none(), "B_bias"_a.none(),
+        "C_bias"_a.none(), "speeds"_a.none(), "steps"_a.none(), "initial_angle"_a.none(), "initial_state"_a.none(),
+        "interleaved"_a, "bounds"_a, "chunk"_a, "threads"_a, "kept"_a, "grad_y"_a, "grad_final_state"_a, "grad_x"_a,
+        "grad_B"_a, "grad_C"_a, "grad_z"_a.none(), "grad_log_decay"_a, "grad_scale"_a, "grad_own"_a.none(),
+        "grad_D"_a.none(), "grad_up"_a.none(), "grad_gate"_a.none(), "grad_down"_a.none(), "grad_B_bias"_a.none(),
+        "grad_C_bias"_a.none(), "grad_speeds"_a.none(), "grad_steps"_a.none(), "grad_initial_angle"_a.none(),
+        "grad_initial_state"_a.none());
   bind_stack(m);
 }
 

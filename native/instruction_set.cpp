@@ -11,18 +11,19 @@
 
 namespace mambakit {
 
-#define MAMBAKIT_DECLARE(isa)                             \
-  namespace isa {                                         \
-  void scan_forward(const ScanForward &);                 \
-  void scan_backward(const ScanBackward &);               \
-  void convolution(const Convolution &);                  \
-  void convolution_backward(const ConvolutionBackward &); \
-  void linear_recurrence(const LinearRecurrence &);       \
-  void step(const StackStep &);                           \
+#define MAMBAKIT_DECLARE(isa)                                        \
+  namespace isa {                                                    \
+  void scan_forward(const ScanForward &);                            \
+  void scan_backward(const ScanBackward &);                          \
+  void convolution(const Convolution &);                             \
+  void convolution_backward(const ConvolutionBackward &);            \
+  void linear_recurrence(const LinearRecurrence &);                  \
+  void linear_recurrence_backward(const LinearRecurrenceBackward &); \
+  void step(const StackStep &);                                      \
   }
 #define MAMBAKIT_TABLE(isa) \
-  {isa::scan_forward,         isa::scan_backward,     isa::convolution, \
-   isa::convolution_backward, isa::linear_recurrence, isa::step}
+  {isa::scan_forward,      isa::scan_backward,              isa::convolution, isa::convolution_backward, \
+   isa::linear_recurrence, isa::linear_recurrence_backward, isa::step}
 
 namespace {
 struct InstructionSet {

@@ -67,17 +67,33 @@ struct ConvolutionBackward {
   void *grad_weight, *grad_bias, *grad_initial_state;
 };
 
-// The recurrence of Mamba-2 and Mamba-3. v, k, q, z and y are of `dtype`; log_decay, scale and own
-// (batch, length, heads), D (heads, headdim) and the states (sequences or slots, heads, headdim, state) are float
-// (double for float64). Null where absent: own is then scale. z needs rank 1.
+// The recurrence of Mamba-2 and Mamba-3. x, B, C, z and y are of `dtype`; everything else is float, or double where
+// dtype is float64. B and C are (batch, length, rank, groups, state); y has an axis of ranks unless there is `down`.
+// log_decay, scale, own and steps are (batch, length, heads), D (heads, headdim), up, gate and down
+// (heads, rank, headdim), the biases (heads, rank, state), speeds (batch, length, heads or one, pairs), initial_angle
+// (sequences, heads, pairs), the states (sequences or slots, heads, headdim, state). Null where absent: own is then
+// scale, and up, gate and down are ones. With no pairs nothing is turned.
 struct LinearRecurrence {
   Dtype dtype;
   Sequences sequences;
   int64_t rank, heads, headdim, groups, state, chunk;
-  Rows v, k, q, z, y;
-  const void *log_decay, *scale, *own, *D, *initial_state;
+  Rows x, B, C, z, y;
+  const void *log_decay, *scale, *own, *D, *up, *gate, *down, *B_bias, *C_bias, *initial_state;
+  int64_t pairs;
+  bool interleaved;
+  Rows speeds;
+  const void *steps, *initial_angle;
   void *final_state, *kept;
   int threads;
+};
+
+// grad_y has the shape of y; grad_x and grad_z that of x; each other gradient that of its tensor.
+struct LinearRecurrenceBackward {
+  LinearRecurrence forward;  // y and final_state are unused; kept is read
+  Rows grad_y, grad_x, grad_B, grad_C, grad_z, grad_speeds;
+  const void *grad_final_state;
+  void *grad_log_decay, *grad_scale, *grad_own, *grad_D, *grad_up, *grad_gate, *grad_down, *grad_B_bias, *grad_C_bias,
+      *grad_initial_state, *grad_steps, *grad_initial_angle;
 };
 
 struct StackStep;  // step.hpp
@@ -88,6 +104,7 @@ struct KernelTable {
   void (*convolution)(const Convolution &);
   void (*convolution_backward)(const ConvolutionBackward &);
   void (*linear_recurrence)(const LinearRecurrence &);
+  void (*linear_recurrence_backward)(const LinearRecurrenceBackward &);
   void (*step)(const StackStep &);
 };
 

@@ -76,7 +76,8 @@ struct LayerStep {
   MlpStep mlp;
 };
 
-// y = norm(layers(x)), both (batch, d_model); every state is advanced in place.
+// y = norm(layers(x)), both (batch, d_model); every state is advanced in place. Where there are projections, x is
+// input(source), and target (batch, output.rows) becomes output(y).
 struct StackStep {
   int64_t batch, d_model;
   const LayerStep *layers;
@@ -85,6 +86,9 @@ struct StackStep {
   const float *x;
   float *y;
   int threads;
+  Linear input, output;
+  const float *source;
+  float *target;
 };
 
 }  // namespace mambakit

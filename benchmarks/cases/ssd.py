@@ -14,6 +14,10 @@ from mambakit.nn import Mamba2
 
 CHUNK = 64  # steps of the matrix form whose products are timed
 
+_CHUNK_OF_TRANSFORMERS = 256  # its default
+# Products of a step's rows with a state or its gradient: y and the state; the gradients of v, k, q and the state.
+_PRODUCTS, _BACKWARD_PRODUCTS = 2, 4
+
 
 class Inputs(NamedTuple):
     """Of one scan of Mamba-2 with one group."""
@@ -47,8 +51,19 @@ def cases(length: int = 2048, heads: int = 24, headdim: int = 64, state: int = 1
             shape,
             inputs,
             lambda i: forward_only(lambda: ops.ssd(*i)),
-            (Peer("its matrix products", lambda i: forward_only(lambda: matrix_products(i)), Goal(1 / 3)),),
-            lambda rates: floors.products(rates, 2 * length * heads * headdim * state),
+            (
+                Peer("transformers", lambda i: forward_only(_scan_of_transformers(i)), Goal(6)),
+                Peer("its matrix products", lambda i: forward_only(lambda: matrix_products(i)), Goal(1 / 3)),
+            ),
+            lambda rates: floors.products(rates, _PRODUCTS * length * heads * headdim * state),
+        ),
+        Case(
+            "ssd forward + backward",
+            shape,
+            inputs,
+            lambda i: forward_and_backward(lambda: cast(Tensor, ops.ssd(*i)), i),
+            (Peer("transformers", lambda i: forward_and_backward(_scan_of_transformers(i), i), Goal(8)),),
+            lambda rates: floors.products(rates, (_PRODUCTS + _BACKWARD_PRODUCTS) * length * heads * headdim * state),
         ),
         Case(
             "mamba3 scan forward",
@@ -99,6 +114,16 @@ def _mamba3(i: Inputs) -> Callable[[], Tensor]:
     batch, length, heads, _ = i.x.shape
     trap, angles = torch.randn(batch, length, heads), torch.randn(batch, length, i.B.shape[3] // 4)
     return lambda: cast(Tensor, ops.mamba3_scan(i.x, i.dt, i.A.expand_as(i.dt), i.B, i.C, trap, angles, i.D))
+
+
+def _scan_of_transformers(i: Inputs) -> Callable[[], Tensor]:
+    from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
+
+    def run() -> Tensor:
+        result = mamba2_chunk_scan(i.x, i.dt, i.A, i.B, i.C, chunk_size=_CHUNK_OF_TRANSFORMERS, D=i.D)
+        return cast(Tensor, result if isinstance(result, Tensor) else result[0])
+
+    return run
 
 
 def _ours(d_model: int, headdim: int, state: int) -> nn.Module:

@@ -1,8 +1,8 @@
 """Selective state-space models (Mamba) that install anywhere and are fast on the machine you have.
 
-`mambakit.ops` holds the operations, `mambakit.nn` the layers, `mambakit.training` the training loop and
-`mambakit.forecast` multi-horizon price forecasting. Importing `mambakit` imports torch and nothing heavier: each
-room loads what it needs when it is first used.
+`mambakit.ops` holds the operations, `mambakit.nn` the layers, `mambakit.training` the training loop,
+`mambakit.forecast` multi-horizon price forecasting and `mambakit.stream` step-by-step prediction. Importing `mambakit`
+imports torch and nothing heavier: each room loads what it needs when it is first used.
 """
 
 import importlib
@@ -19,7 +19,7 @@ import torch  # noqa: F401
 
 __version__ = "0.1.0"
 
-_ROOMS = ("ops", "nn", "training", "export", "forecast", "cli")
+_ROOMS = ("ops", "nn", "training", "export", "forecast", "stream", "cli")
 
 
 def __getattr__(name: str) -> ModuleType:

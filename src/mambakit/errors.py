@@ -15,3 +15,7 @@ class ArtefactError(MambakitError):
 
 class TrainingDiverged(MambakitError):
     """The loss stopped being finite; the message says in which epoch and step."""
+
+
+class OutOfMemory(MambakitError):
+    """Training needs more memory than there is; the message says what to lower."""

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, mambakit
+from tests.cli.command_line import SMALL, mambakit
 
 
 @pytest.fixture(scope="session")

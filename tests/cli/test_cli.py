@@ -1,7 +1,7 @@
 """What holds for every command."""
 
 import pytest
-from command_line import mambakit
+from tests.cli.command_line import mambakit
 from typer.testing import CliRunner
 
 from mambakit import __version__

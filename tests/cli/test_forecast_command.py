@@ -4,13 +4,16 @@ import ast
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, assert_one_line_error, command, environment, mambakit
+import torch
+from safetensors.torch import load_file
+from tests.cli.command_line import SMALL, assert_one_line_error, command, environment, mambakit
 from typer.testing import CliRunner
 
 from mambakit.cli import app
@@ -24,7 +27,7 @@ def test_training_stores_a_version_for_each_symbol_and_nothing_else(trained: Tra
     models, done = trained
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert {path.name for path in models.iterdir()} == {"AAPL", "GOOGL"}
+    assert {path.name for path in models.iterdir()} - {"predictions.sqlite"} == {"AAPL", "GOOGL"}  # others' log
     for symbol in ("AAPL", "GOOGL"):
         assert {path.name for path in (models / symbol).iterdir()} == {"v1", "aliases.json"}
         assert json.loads((models / symbol / "aliases.json").read_text()) == {"production": "v1"}
@@ -35,8 +38,8 @@ def test_training_stores_a_version_for_each_symbol_and_nothing_else(trained: Tra
 
 def test_training_prints_the_model_beside_every_baseline_and_a_verdict(trained: Trained) -> None:
     _, done = trained
-    for forecaster in ("mamba", "random walk", "drift", "ewma", "momentum", "ridge"):
-        rows = re.findall(rf"^ \d+d +{forecaster} .*$", done.stdout, re.MULTILINE)
+    for forecaster in ("mamba", "random walk", "drift", "ewma walk", "ewma", "momentum", "ridge"):
+        rows = re.findall(rf"^ \d+d +{forecaster}  .*$", done.stdout, re.MULTILINE)
         assert len(rows) == 2 * 4
     assert len(re.findall(r"^Verdict: the model .*baselines.*$", done.stdout, re.MULTILINE)) == 1
     assert re.search(r"^AAPL: (no skill|lower squared error).* stored as .*AAPL/v1$", done.stdout, re.MULTILINE)
@@ -70,7 +73,7 @@ def test_predicting_prints_a_dict_of_prices_first_and_then_intervals(trained: Tr
 
 def test_predicting_as_json_gives_what_the_predictor_gives(trained: Trained) -> None:
     done = mambakit("forecast", "predict", "googl", "--models", trained[0], "--json")
-    forecast = MambaPredictor(["GOOGL"], trained[0]).forecast(fetch_historical_prices(["GOOGL"])["GOOGL"])
+    forecast = MambaPredictor(["GOOGL"], models=trained[0]).forecast(fetch_historical_prices(["GOOGL"])["GOOGL"])
     whole = json.loads(done.stdout)
     assert (whole["symbol"], whole["version"], whole["as_of"]) == ("GOOGL", "v1", "2013-03-01")
     assert whole["prices"] == pytest.approx(forecast.prices(), rel=1e-5)
@@ -105,7 +108,7 @@ def test_a_second_training_is_the_next_version(trained: Trained, tmp_path: Path)
         done = mambakit("forecast", "train", "--symbols", "IBM", *SMALL, "--out", tmp_path, "--quiet")
         assert f"IBM/{version}" in done.stdout
         assert "epoch" not in done.stdout
-    assert json.loads((tmp_path / "IBM" / "aliases.json").read_text()) == {"production": "v2"}
+    assert json.loads((tmp_path / "IBM" / "aliases.json").read_text())["production"] == "v2"
     first, second = ((tmp_path / "IBM" / version / "model.safetensors").read_bytes() for version in ("v1", "v2"))
     assert first == second  # one seed, one result
 
@@ -181,7 +184,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path: Path
 
 
 def test_predicting_without_a_model_says_how_to_train_one(tmp_path: Path) -> None:
-    done = mambakit("forecast", "predict", "MSFT", "--models", tmp_path)
+    done = mambakit("forecast", "predict", "MSFT", "--models", tmp_path, "--no-fallback")
     assert_one_line_error(done, "no model of MSFT", "mambakit forecast train --symbols MSFT")
 
 
@@ -201,7 +204,7 @@ def test_a_corrupted_model_file_is_named(trained: Trained, tmp_path: Path, damag
         weights.write_bytes(content[:-100])
     else:
         weights.unlink()
-    done = mambakit("forecast", "predict", "AAPL", "--models", tmp_path)
+    done = mambakit("forecast", "predict", "AAPL", "--models", tmp_path, "--no-fallback")
     assert_one_line_error(done, "model.safetensors")
     assert done.stdout == ""
 
@@ -215,6 +218,15 @@ def test_a_corrupted_model_file_is_named(trained: Trained, tmp_path: Path, damag
         (["train", "--test", "--epochs", "0"], "--epochs"),
         (["train", "--test", "--learning-rate", "0"], "--learning-rate"),
         (["train", "--test", "--epoch", "3"], "--epoch"),
+        (["train", "--test", "--preset", "huge"], "--preset"),
+        (["train", "--test", "--mixer", "lstm"], "--mixer"),
+        (["train", "--test", "--mixer", "mamba3", "--d-model", "0"], "--d-model"),
+        (["train", "--test", "--mode", "chunks"], "--mode"),
+        (["train", "--test", "--precision", "int8"], "--precision"),
+        (["train", "--test", "--schedule", "linear"], "--schedule"),
+        (["train", "--test", "--accumulate", "0"], "--accumulate"),
+        (["train", "--test", "--clip-norm", "-1"], "--clip-norm"),
+        (["train", "--test", "--tracker-dir", "x"], "--tracker"),
         (["predict"], "SYMBOL"),
     ],
 )
@@ -228,3 +240,129 @@ def test_a_usage_error_of_the_command_shows_no_traceback() -> None:
     done = mambakit("forecast", "train")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_every_option_of_a_training_reaches_the_stored_model(tmp_path: Path) -> None:
+    options = {
+        "--preset": "small",
+        "--mixer": "mamba2",
+        "--mode": "windows",
+        "--d-model": "8",
+        "--layers": "1",
+        "--epochs": "1",
+        "--batch-size": "24",
+        "--learning-rate": "0.003",
+        "--schedule": "plateau",
+        "--patience": "3",
+        "--accumulate": "2",
+        "--clip-norm": "0",
+        "--precision": "bf16",
+        "--seed": "7",
+        "--days": "430",
+        "--tracker": "tensorboard",
+    }
+    done = mambakit(
+        "forecast",
+        "train",
+        "--symbols",
+        "IBM",
+        "--out",
+        tmp_path,
+        "-q",
+        *(part for pair in options.items() for part in pair),
+    )
+    assert done.returncode == 0, done.stderr
+    metadata = json.loads((tmp_path / "IBM" / "v1" / "metadata.json").read_text())
+    model, training = metadata["model_config"], metadata["training_config"]
+    assert (model["mixer"], model["training_mode"], model["d_model"], model["num_layers"]) == (
+        "mamba2",
+        "windows",
+        8,
+        1,
+    )
+    assert model["d_state"] == 8  # of the preset
+    assert training == {
+        "restart_epochs": None,
+        "average_decay": None,
+        "epochs": 1,
+        "batch_size": 24,
+        "learning_rate": 0.003,
+        "weight_decay": 0.1,
+        "clip_norm": None,
+        "schedule": "plateau",
+        "warmup_fraction": 0.05,
+        "min_learning_rate_ratio": 0.01,
+        "patience": 3,
+        "min_delta": 0.0,
+        "seed": 7,
+        "mixed_precision": "bf16",
+        "gradient_accumulation": 2,
+    }
+    assert list((tmp_path / "tracker_runs" / "IBM").glob("events*"))
+
+
+def test_a_preset_brings_its_settings(tmp_path: Path) -> None:
+    done = mambakit(
+        "forecast", "train", "--symbols", "IBM", "--preset", "small", "--mode", "windows", "--days", "430",
+        "--epochs", "1", "--d-model", "4", "--out", tmp_path, "-q",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metadata = json.loads((tmp_path / "IBM" / "v1" / "metadata.json").read_text())
+    assert metadata["training_config"]["batch_size"] == 16
+    assert metadata["training_config"]["learning_rate"] == pytest.approx(4e-4)
+
+
+def test_a_pooled_model_is_trained_and_predicts_a_symbol_that_it_has_not_met(tmp_path: Path) -> None:
+    done = mambakit("forecast", "train", "--pooled", "--symbols", "AAPL,IBM", *SMALL, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "One model of 2 symbols, stored as" in done.stdout
+    assert re.search(r"^Time: imports and data .* training .* judging .*", done.stdout, re.MULTILINE)
+    met = mambakit("forecast", "predict", "AAPL", "--pooled", "--models", tmp_path)
+    assert met.returncode == 0, met.stderr
+    assert "AAPL: no skill" in met.stdout or "AAPL: lower squared error" in met.stdout
+    other = mambakit("forecast", "predict", "MSFT", "--pooled", "--models", tmp_path)
+    assert other.returncode == 0, other.stderr
+    assert list(ast.literal_eval(other.stdout.splitlines()[0])) == ["1d", "5d", "10d", "30d"]
+    assert "MSFT: not met in training" in other.stdout
+    missing = mambakit("forecast", "predict", "MSFT", "--pooled", "--models", tmp_path / "none")
+    assert "fallback: no pooled model in" in missing.stdout
+    assert "mambakit forecast train --pooled" in missing.stdout
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_any_work(tmp_path: Path) -> None:
+    done = mambakit(
+        "forecast", "train", "--symbols", "AAPL", *SMALL, "--tracker", "comet", "--out", tmp_path / "models"
+    )
+    assert_one_line_error(done, "tracker must be tensorboard, mlflow or wandb")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+@pytest.mark.slow
+def test_two_processes_train_one_version_as_one_process_does(tmp_path: Path) -> None:
+    train = ["forecast", "train", "--symbols", "IBM", *SMALL, "--batch-size", "2", "--out"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    running = [
+        subprocess.Popen(
+            command(*train, tmp_path / "two"),
+            env=environment() | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    outputs = [process.communicate(timeout=240) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert "Verdict" in outputs[0][0]
+    assert outputs[1][0] == ""
+    assert {path.name for path in (tmp_path / "two" / "IBM").iterdir()} == {"v1", "aliases.json"}
+    assert mambakit(*train, tmp_path / "one", "-q").returncode == 0
+    two, one = (load_file(tmp_path / run / "IBM" / "v1" / "model.safetensors") for run in ("two", "one"))
+    # Dropout differs between the processes; the start, fitted to the same training part, does not.
+    for name in ("drift", "blend"):
+        assert torch.equal(two[name], one[name]), name
+    assert verify_folder(tmp_path / "two" / "IBM" / "v1") is None

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import pytest
-from walks import random_walk
+from tests.forecast.walks import random_walk
 
 from mambakit.forecast.artefact import SavedForecaster, load_forecaster, save_forecaster
-from mambakit.forecast.config import FORECAST_TRAINING, MambaConfig
+from mambakit.forecast.config import SEQUENCE_TRAINING, MambaConfig
 from mambakit.forecast.dataset import PreparedSeries, prepare_series
 from mambakit.forecast.prices import PriceSeries
-from mambakit.forecast.train import TrainedForecaster, train_single_symbol
+from mambakit.forecast.train import TrainedForecaster, train_prepared
 
 MakeSeries = Callable[..., PriceSeries]
 
@@ -25,6 +25,11 @@ def small_config() -> MambaConfig:
 
 
 @pytest.fixture(scope="session")
+def window_config(small_config: MambaConfig) -> MambaConfig:
+    return small_config.model_copy(update={"training_mode": "windows"})
+
+
+@pytest.fixture(scope="session")
 def prepared(small_config: MambaConfig) -> PreparedSeries:
     # Most of each day's return comes again, so that there is something to learn.
     return prepare_series(random_walk(memory=0.7), small_config)
@@ -33,8 +38,8 @@ def prepared(small_config: MambaConfig) -> PreparedSeries:
 @pytest.fixture(scope="session")
 def trained(prepared: PreparedSeries) -> TrainedForecaster:
     # A model and a series this small need a high rate to learn within seconds.
-    training = FORECAST_TRAINING.model_copy(update={"epochs": 8, "learning_rate": 1e-2})
-    return train_single_symbol(prepared, training, quiet=True)
+    training = SEQUENCE_TRAINING.model_copy(update={"epochs": 8, "learning_rate": 1e-2})
+    return train_prepared(prepared, training, quiet=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from walks import random_walk
+from tests.forecast.walks import random_walk
 
 from mambakit.errors import DataError
 from mambakit.forecast.features import TimeSeriesFeatureEngineer
@@ -132,3 +132,39 @@ def test_volumes_are_given_exactly_when_they_are_used(make_series) -> None:
         TimeSeriesFeatureEngineer(include_volume=True).extract_features(series.prices)
     with pytest.raises(DataError, match="volumes"):
         TimeSeriesFeatureEngineer().extract_features(series.prices, series.volumes)
+
+
+def test_every_feature_that_is_promised_has_a_column() -> None:
+    promised = ["normalised_price", "simple_return", "log_return", "rsi_14", "bollinger_position"]
+    promised += ["macd", "macd_signal", "macd_histogram"]
+    for days in (5, 10, 20, 60):
+        promised += [f"sma_{days}", f"ema_{days}", f"volatility_{days}", f"momentum_{days}"]
+        promised += [f"rate_of_change_{days}", f"range_position_{days}"]
+    assert sorted(TimeSeriesFeatureEngineer(windows=[5, 10, 20, 60], include_volume=False).names) == sorted(promised)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1.0])
+def test_a_price_that_would_spoil_the_days_after_it_is_named(value: float) -> None:
+    prices = P.to_numpy().copy()
+    prices[77] = value
+    with pytest.raises(DataError, match=f"prices must be finite and positive, row 77 is {value:g}"):
+        TimeSeriesFeatureEngineer().extract_features(prices)
+
+
+def test_unknown_volumes_can_not_be_a_feature(make_series) -> None:
+    series = make_series()
+    with pytest.raises(DataError, match="volumes must be finite and not negative, row 0 is nan"):
+        TimeSeriesFeatureEngineer(include_volume=True).extract_features(series.prices, np.full(len(series), np.nan))
+    with pytest.raises(DataError, match="460 prices and 459 volumes"):
+        TimeSeriesFeatureEngineer(include_volume=True).extract_features(series.prices, series.volumes[1:])
+
+
+def test_a_table_of_prices_is_refused() -> None:
+    with pytest.raises(DataError, match=r"prices must be one-dimensional, .* got shape \(230, 2\)"):
+        TimeSeriesFeatureEngineer().extract_features(P.to_numpy().reshape(230, 2))
+
+
+@pytest.mark.parametrize("windows", [(), (5, 5), (1, 5)])
+def test_windows_that_are_none_are_refused(windows: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="windows must be different numbers of days, each 2 or more"):
+        TimeSeriesFeatureEngineer(windows)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mambakit.forecast.figures import _along_the_way, draw_evaluation, draw_fan
+from mambakit.forecast.charts import along_the_way
+from mambakit.forecast.figures import draw_evaluation, draw_fan
 from mambakit.forecast.predictor import forecast_series
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -23,7 +24,7 @@ def test_both_figures_are_png_files_with_something_in_them(trained, saved, tmp_p
 
 def test_the_fan_passes_through_every_forecast_and_starts_at_the_current_price(trained, saved) -> None:
     forecast = forecast_series(saved, trained.prepared.series)
-    mean, quantiles = _along_the_way(forecast, np.arange(31))
+    mean, quantiles = along_the_way(forecast.horizons, forecast.mean, forecast.quantiles, np.arange(31))
     np.testing.assert_allclose(mean[[1, 5, 10, 30]], forecast.mean)
     np.testing.assert_allclose(quantiles[[1, 5, 10, 30]], forecast.quantiles)
     assert mean[0] == 0.0
@@ -31,7 +32,8 @@ def test_the_fan_passes_through_every_forecast_and_starts_at_the_current_price(t
 
 
 def test_the_quantiles_of_the_fan_never_cross(trained, saved) -> None:
-    _, quantiles = _along_the_way(forecast_series(saved, trained.prepared.series), np.arange(31))
+    forecast = forecast_series(saved, trained.prepared.series)
+    _, quantiles = along_the_way(forecast.horizons, forecast.mean, forecast.quantiles, np.arange(31))
     assert (np.diff(quantiles, axis=1) >= 0).all()
 
 

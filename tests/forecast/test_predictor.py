@@ -1,5 +1,6 @@
 """Serving: the stored model forecasts what the trained one did, and says what it is."""
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ import torch
 
 from mambakit.errors import ArtefactError, DataError
 from mambakit.forecast.artefact import SavedForecaster, load_forecaster, save_forecaster
-from mambakit.forecast.config import QUANTILES
+from mambakit.forecast.config import QUANTILES, SEQUENCE_TRAINING
+from mambakit.forecast.dataset import prepare_series
 from mambakit.forecast.predictor import MambaPredictor, forecast_series
 from mambakit.forecast.prices import PriceSeries
 from mambakit.forecast.registry import ModelRegistry
+from mambakit.forecast.train import train_prepared
 
 
 def until(series: PriceSeries, day: int) -> PriceSeries:
@@ -33,9 +36,11 @@ def test_a_stored_model_forecasts_what_the_trained_one_did_on_the_same_day(train
     for sample in (0, 17, -1):
         day = prepared.origins[prepared.split.test[sample]]
         forecast = forecast_series(saved, until(prepared.series, day))
-        np.testing.assert_allclose(forecast.mean, trained.test_forecasts["mamba"].mean[sample], rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(forecast.mean, trained.test.predictions["mamba"].mean[sample], rtol=1e-4, atol=1e-7)
         lower = forecast.quantiles[:, QUANTILES.index(0.1)]
-        np.testing.assert_allclose(lower, trained.test_forecasts["mamba"].lower[sample], rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(
+            lower, trained.test.predictions["mamba"].interval(0.8)[0][sample], rtol=1e-4, atol=1e-7
+        )
 
 
 def test_loading_gives_back_every_weight(trained, saved: SavedForecaster) -> None:
@@ -60,7 +65,7 @@ def test_wider_intervals_hold_narrower_ones(trained, saved: SavedForecaster) -> 
         assert list(lowers) == sorted(lowers, reverse=True)
         assert list(uppers) == sorted(uppers)
     with pytest.raises(DataError, match="level"):
-        forecast.intervals(0.7)
+        forecast.intervals(0.77)
 
 
 def test_another_current_price_moves_prices_and_not_returns(trained, saved: SavedForecaster) -> None:
@@ -73,15 +78,17 @@ def test_another_current_price_moves_prices_and_not_returns(trained, saved: Save
 
 
 def test_the_predictor_takes_bare_prices_as_well(trained, models: Path) -> None:
-    predictor = MambaPredictor(["walk"], models)
+    predictor = MambaPredictor(["walk"], models=models)
     series = trained.prepared.series
-    assert predictor.predict("WALK", series.prices) == predictor.predict("WALK", series)
-    assert predictor.predict("WALK", series, current_price=series.prices[-1]) == predictor.predict("WALK", series)
+    assert predictor.predict_now("WALK", series.prices) == predictor.predict_now("WALK", series)
+    assert predictor.predict_now("WALK", series, current_price=series.prices[-1]) == predictor.predict_now(
+        "WALK", series
+    )
 
 
 def test_the_predictor_serves_only_the_symbols_it_was_made_for(trained, models: Path) -> None:
     with pytest.raises(DataError, match="serves WALK, not AAPL"):
-        MambaPredictor(["WALK"], models).predict("AAPL", trained.prepared.series.prices)
+        MambaPredictor(["WALK"], models=models).predict_now("AAPL", trained.prepared.series.prices)
 
 
 def test_too_little_history_is_refused(trained, saved: SavedForecaster) -> None:
@@ -91,7 +98,7 @@ def test_too_little_history_is_refused(trained, saved: SavedForecaster) -> None:
     assert np.isfinite(forecast_series(saved, series.last(120)).mean).all()
 
 
-@pytest.mark.parametrize("value", [np.nan, 0.0, -5.0])
+@pytest.mark.parametrize("value", [np.inf, 0.0, -5.0])
 def test_impossible_prices_are_refused(trained, saved: SavedForecaster, value: float) -> None:
     prices = trained.prepared.series.prices.copy()
     prices[-3] = value
@@ -103,7 +110,7 @@ def test_a_version_holds_plain_files_and_says_what_it_was_made_from(trained, mod
     folder = models / "WALK" / "v1"
     assert {path.name for path in folder.iterdir()} == {
         "README.md", "checksums.json", "config.json", "evaluation.png", "forecast.png", "metadata.json",
-        "metrics.json", "model.safetensors", "scaler.json",
+        "metrics.json", "model.safetensors", "reference.json", "scaler.json", "test.parquet",
     }  # fmt: skip
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["symbol"] == "WALK"
@@ -133,3 +140,47 @@ def test_weights_of_another_size_are_refused(tmp_path: Path, models: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps({**config, "d_model": 16}))
     with pytest.raises(ArtefactError, match="do not fit"):
         load_forecaster(tmp_path)
+
+
+def test_awaiting_a_prediction_is_the_same_as_asking_now(trained, models: Path) -> None:
+    predictor, series = MambaPredictor(["WALK"], models=models), trained.prepared.series
+    awaited = asyncio.run(predictor.predict("WALK", series, current_price=80.0))
+    assert awaited == predictor.predict_now("WALK", series, 80.0)
+    assert predictor.predict_distribution("WALK", series, 80.0).prices() == awaited
+
+
+def test_a_model_of_another_configuration_is_refused_where_one_was_asked_for(trained, models: Path) -> None:
+    series = trained.prepared.series
+    assert MambaPredictor(["WALK"], trained.prepared.config, models).predict_now("WALK", series)
+    other = trained.prepared.config.model_copy(update={"d_model": 128})
+    with pytest.raises(DataError, match=r"another configuration .*d_model is 8, not 128"):
+        MambaPredictor(["WALK"], other, models).predict_now("WALK", series)
+
+
+def test_training_through_the_predictor_stores_and_serves_the_next_version(trained, tmp_path: Path) -> None:
+    series = trained.prepared.series
+    predictor = MambaPredictor(["WALK"], trained.prepared.config, tmp_path)
+    for version in ("v1", "v2"):
+        evaluations = predictor.train({"WALK": series}, epochs=1, quiet=True)
+        assert evaluations["WALK"].symbol == "WALK"
+        assert predictor.load("WALK").version == version
+    with pytest.raises(DataError, match="serves WALK, not AAPL"):
+        predictor.train({"AAPL": series.prices})
+    with pytest.raises(DataError, match="prices of AAPL were given for WALK"):
+        predictor.train({"WALK": replace(series, symbol="AAPL")})
+    with pytest.raises(DataError, match="empty"):
+        predictor.train({})
+
+
+def test_a_model_with_covariates_asks_for_them(trained, small_config, tmp_path: Path) -> None:
+    series = trained.prepared.series
+    config = small_config.model_copy(update={"covariates": ("index",)})
+    index = np.random.default_rng(0).normal(size=len(series))
+    prepared = prepare_series(series, config, covariates={"index": index})
+    made = train_prepared(prepared, SEQUENCE_TRAINING.model_copy(update={"epochs": 1}), quiet=True)
+    ModelRegistry(tmp_path).store("WALK", lambda folder, version: save_forecaster(folder, made, version))
+    predictor = MambaPredictor(["WALK"], models=tmp_path)
+    with pytest.raises(DataError, match="reads the covariates index, got none"):
+        predictor.predict_now("WALK", series)
+    forecast = predictor.predict_distribution("WALK", series, covariates={"index": index})
+    assert np.isfinite(forecast.quantiles).all()

@@ -79,7 +79,7 @@ def test_a_missing_version_comes_with_those_that_exist(registry: ModelRegistry) 
     registry.store("AAPL", write_note)
     with pytest.raises(ArtefactError, match="no version 'v7'; it has v1"):
         registry.find("AAPL", "v7")
-    with pytest.raises(ArtefactError, match="has no version v7"):
+    with pytest.raises(ArtefactError, match="has no version 'v7'; it has v1"):
         registry.set_alias("AAPL", "challenger", "v7")
 
 
@@ -90,7 +90,10 @@ def test_a_changed_file_is_found(registry: ModelRegistry) -> None:
         registry.find("AAPL")
 
 
-@pytest.mark.parametrize("content", ["[]", '{"production": "../../etc"}', '{"production": 3}', "{"])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"production": "../../etc"}', '{"production": 3}', '{"production": "v1", "history": ["v1"]}', "{"],
+)
 def test_a_damaged_alias_file_is_named(registry: ModelRegistry, content: str) -> None:
     registry.store("AAPL", write_note)
     (registry.folder("AAPL") / "aliases.json").write_text(content)

@@ -5,8 +5,9 @@ import re
 
 from rich.console import Console
 
-from mambakit.forecast.evaluation import Comparison, Evaluation
-from mambakit.forecast.report import evaluation_table, interval_verdict, model_card, skill_line, verdict
+from mambakit.forecast.baselines import BASELINES
+from mambakit.forecast.evaluation import Against, Comparison, Evaluation
+from mambakit.forecast.report import distribution_verdict, evaluation_table, model_card, skill_line, verdict
 
 
 def judged(*p_values: float, lowest: bool = True, symbol: str = "X") -> Evaluation:
@@ -58,8 +59,8 @@ def test_the_table_has_a_row_for_each_forecaster_and_horizon_on_one_line(trained
     page = io.StringIO()
     Console(file=page, width=120).print(evaluation_table(trained.evaluation))
     lines = [line for line in page.getvalue().splitlines() if line.strip()]
-    for name in ("mamba", "random walk", "drift", "ewma", "momentum", "ridge"):
-        assert sum(bool(re.match(rf" \d+d +{name} ", line)) for line in lines) == 4
+    for name in ("mamba", *BASELINES):
+        assert sum(bool(re.match(rf" \d+d +{name}  ", line)) for line in lines) == 4
     assert "…" not in page.getvalue()
 
 
@@ -70,7 +71,30 @@ def test_the_model_card_holds_the_skill_line_and_every_score(trained, saved) -> 
     assert saved.metadata["data_stats"]["sha256"] in card
 
 
-def test_intervals_are_counted_against_those_they_learnt_from(trained) -> None:
-    scores = {(score.forecaster, score.horizon): score.interval_score_80 for score in trained.evaluation.scores}
-    better = sum(scores["mamba", horizon] < scores["ewma", horizon] for horizon in (1, 5, 10, 30))
-    assert f"better than ewma's, from which it learnt, in {better}," in interval_verdict([trained.evaluation])
+def distributions(*against: Against) -> Evaluation:
+    """An evaluation whose CRPS compares like this with a random walk's and with an ewma walk's, at one horizon each."""
+    comparisons = tuple(
+        Comparison(day, "drift", 0.5, False, 1.0, against={"random walk": each, "ewma walk": each})
+        for day, each in enumerate(against, start=1)
+    )
+    return Evaluation("X", (), comparisons, {})
+
+
+def test_distributions_are_counted_against_each_volatility_by_their_crps() -> None:
+    better, unsure, worse = (Against(1.0, 0.5, ratio, p) for ratio, p in ((0.9, 1e-6), (0.99, 0.2), (1.1, 1 - 1e-6)))
+    line = distribution_verdict([distributions(better, unsure, worse)])
+    assert "random walk's in 2 of 3 (significantly in 1, significantly higher in 1)" in line
+    assert "ewma walk's in 2 of 3" in line
+    assert "garch" not in line  # it was not made
+
+
+def test_distributions_of_the_trained_model_are_judged(trained) -> None:
+    against = [comparison.against["ewma"] for comparison in trained.evaluation.comparisons]
+    better = sum(each.crps_ratio < 1 for each in against)
+    assert f"ewma's in {better} of 4" in distribution_verdict([trained.evaluation])
+
+
+def test_the_same_distribution_is_neither_better_nor_worse() -> None:
+    assert "(significantly in 0, significantly higher in 0)" in distribution_verdict(
+        [distributions(Against(1.0, 1.0, 1.0, 1.0))]
+    )

@@ -34,10 +34,16 @@ def test_a_stride_skips_origins() -> None:
     assert y[4].shape == (3, 1)
 
 
-def test_windows_are_a_view() -> None:
+@pytest.mark.parametrize("stride", [1, 3, 7])
+def test_windows_are_a_view_whatever_the_stride(stride: int) -> None:
     features = np.zeros((50, 2))
-    X, _ = SequenceGenerator(5, (1,)).generate_sequences(features, np.ones(50))
+    X, _ = SequenceGenerator(5, (1,), stride).generate_sequences(features, np.ones(50))
+    assert len(X) == len(range(4, 49, stride))
     assert np.shares_memory(X, features)
+    features[4] = 1.0  # seen through every window that holds the row
+    assert X[0, -1].tolist() == [1.0, 1.0]
+    assert X[:, :, 0].sum() == len(range(0, 5, stride))
+    assert not X.flags.writeable
 
 
 def test_rows_of_the_warm_up_are_in_no_window() -> None:

@@ -16,14 +16,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mamba2": {"d_state": 8, "headdim": 8},
     "mamba3": {"d_state": 8, "headdim": 8, "mimo_rank": 2},
     "s4d": {"d_state": 8},
+    "attention": {"n_heads": 2},
 }
+RECURRENT = [name for name in OPTIONS if name != "attention"]  # attention has neither rates and steps nor a state ssm
 WIDTH = 16
 KEPT = {"A_log", "D", "dt_bias", "dt_proj.bias", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o"}
 KEPT_IN_S4D = {"log_A_real", "A_imag", "B", "C", "D", "log_dt"}
 
 
-@pytest.fixture(params=OPTIONS, scope="module")
+@pytest.fixture(params=RECURRENT, scope="module")
 def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=OPTIONS, scope="module")
+def any_name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
@@ -78,6 +85,10 @@ class Delayed(nn.Module):
         return self.decoder(self.backbone(self.encoder(x))[0])
 
 
+DELAY = 2
+NOISE = 0.5  # variance of what no model can foresee: the loss stays above it, and its relative error has a meaning
+
+
 def losses(name: str, autocast: bool) -> Tensor:
     torch.manual_seed(0)
     model = Delayed(name)
@@ -85,7 +96,7 @@ def losses(name: str, autocast: bool) -> Tensor:
     found = []
     for _ in range(300):
         x = torch.randn(8, 16, 1)
-        target = torch.nn.functional.pad(x, (0, 0, 2, 0))[:, :-2]
+        target = torch.nn.functional.pad(x, (0, 0, DELAY, 0))[:, :-DELAY] + NOISE**0.5 * torch.randn(8, 16, 1)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             y = model(x)
         loss = (y.float() - target).square().mean()
@@ -97,22 +108,27 @@ def losses(name: str, autocast: bool) -> Tensor:
 
 
 @pytest.mark.slow
-def test_training_in_bfloat16_follows_float32_within_two_percent(name: str) -> None:
-    wide, narrow = losses(name, autocast=False), losses(name, autocast=True)
+def test_training_in_bfloat16_follows_float32_within_two_percent(any_name: str) -> None:
+    wide, narrow = losses(any_name, autocast=False), losses(any_name, autocast=True)
     assert wide[-50:].mean() < 0.7 * wide[:10].mean()  # it learns, and so there is something to follow
-    # Of the first loss: a loss near zero has no meaningful relative error.
-    assert (narrow - wide).reshape(-1, 50).mean(1).abs().max() < 0.02 * wide[0]
+    windows, exact = (x.reshape(-1, 50).mean(1) for x in (narrow, wide))
+    assert ((windows - exact).abs() / exact).max() < 0.02
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@settings(max_examples=10)
+# The largest scale of inputs: in float16 the largest whose products of three projections, which a scan forms, and
+# their gate stay below 65504; the others have room for any that a network meets.
+LARGEST = {torch.float32: 1e4, torch.bfloat16: 1e4, torch.float16: 4.0}
+
+
+@pytest.mark.parametrize("dtype", LARGEST)
+@settings(max_examples=12)
 @given(
-    scale=st.sampled_from([0.0, 1e-4, 1.0, 1e4]),
+    share=st.sampled_from([0.0, 1e-8, 1e-4, 1e-2, 1.0]),
     dt=st.sampled_from([-30.0, -10.0, 0.0, 10.0, 30.0]),
     log_rate=st.sampled_from([-10.0, 0.0, 10.0]),
 )
-def test_extremes_stay_finite(name: str, dtype: torch.dtype, scale: float, dt: float, log_rate: float) -> None:
-    layer = mixer(name)
+def test_extremes_stay_finite(any_name: str, dtype: torch.dtype, share: float, dt: float, log_rate: float) -> None:
+    layer = mixer(any_name)
     with torch.no_grad():
         for key, parameter in layer.named_parameters():
             if key in ("dt_bias", "dt_proj.bias"):
@@ -121,7 +137,7 @@ def test_extremes_stay_finite(name: str, dtype: torch.dtype, scale: float, dt: f
                 parameter.fill_(log_rate)
             elif key == "log_dt":
                 parameter.fill_(dt / 3)  # its step is exp of it, and not softplus
-    x = (scale * torch.randn(1, 20, WIDTH)).to(dtype).requires_grad_()
+    x = (LARGEST[dtype] * share * torch.randn(1, 20, WIDTH)).to(dtype).requires_grad_()
     y, state = layer.to(dtype)(x)
     y.float().mean().backward()
     for tensor in (y, *tree_leaves(state), x.grad, *(parameter.grad for parameter in layer.parameters())):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixers import MIXERS, WIDTH, state_of_sequence
+from tests.nn.mixers import MIXERS, WIDTH, state_of_sequence
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixers import MIXERS, WIDTH
+from tests.nn.mixers import MIXERS, WIDTH
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 

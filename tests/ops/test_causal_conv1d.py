@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from agreement import DTYPES, assert_backend_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ops.agreement import DTYPES, assert_backend_agrees
 from torch import Tensor
 
 from mambakit.ops import causal_conv1d, causal_conv1d_step, cpu

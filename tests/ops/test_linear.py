@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from agreement import error
+from tests.ops.agreement import error
 
 from mambakit.ops import linear
 from mambakit.ops.linear import _by_onednn

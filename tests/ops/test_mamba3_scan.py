@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from agreement import DTYPES, assert_backend_agrees, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ops.agreement import DTYPES, assert_backend_agrees, error
 from torch import Tensor
 
 from mambakit.ops import Mamba3State, mamba3_scan, mamba3_step, ssd
@@ -354,6 +354,23 @@ def test_chunk_size_does_not_change_the_result(rank: int | None) -> None:
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_cpu_backend_gives_the_same_bits_for_any_number_of_threads(rank: int | None) -> None:
+    tensors = {name: t.requires_grad_() for name, t in make(1, 90, 6, 16, 32, 2, rank, pairs=8).items()}
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            outputs = scan(**tensors, backend="cpu")
+            grads = torch.autograd.grad(sum(t.square().sum() for t in outputs), list(tensors.values()))
+            found.append((*outputs, *grads))
+    finally:
+        torch.set_num_threads(threads)
+    for others in found[1:]:
+        for name, a, b in zip(("y", "cos", "sin", "ssm", "k", "v", *tensors), found[0], others, strict=True):
+            assert torch.equal(a, b), name
+
+
 # Steps, dtypes, operators.
 
 
@@ -390,16 +407,30 @@ def test_activations_of_mixed_dtypes_are_promoted() -> None:
     assert error(y, scan(**tensors, backend="reference")[0]) < 1e-5
 
 
-@pytest.mark.parametrize("rank", [1, 2])
-def test_operator_passes_opcheck(rank: int) -> None:
-    def leaf(*shape: int) -> Tensor:
-        return torch.randn(shape).requires_grad_()
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(shape).requires_grad_()
 
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_operator_of_the_recurrence_passes_opcheck(rank: int) -> None:
     v, k, q = leaf(2, 5, rank, 3, 2), leaf(2, 5, rank, 3, 4), leaf(2, 5, rank, 3, 4)
     log_decay, scale, gamma = (-torch.rand(2, 5, 3)).requires_grad_(), leaf(2, 5, 3), leaf(2, 5, 3)
-    for backend in BACKENDS:
-        given = (v, k, q, log_decay, scale, gamma, leaf(2, 3, 2, 4), None, 2, True, backend)
-        torch.library.opcheck(torch.ops.mambakit.mamba3_recurrence.default, given)
+    given = (v, k, q, log_decay, scale, gamma, leaf(2, 3, 2, 4), None, 2, True, "portable")
+    torch.library.opcheck(torch.ops.mambakit.mamba3_recurrence.default, given)
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_operator_of_the_whole_scan_passes_opcheck(optional: bool) -> None:
+    rows = (leaf(2, 5, 4, 3), leaf(2, 5, 2, 2, 4), leaf(2, 5, 2, 2, 4))
+    weights = ((-torch.rand(2, 5, 4)).requires_grad_(), leaf(2, 5, 4), leaf(2, 5, 4))
+    if optional:
+        heads = (leaf(4, 3), *(leaf(4, 2, 3) for _ in range(3)), *(leaf(4, 2, 4) for _ in range(2)))
+        turns = (leaf(2, 5, 1, 2), leaf(2, 5, 4), leaf(2, 4, 2))
+        tensors = (*rows, leaf(2, 5, 4, 3), *weights, *heads, *turns, leaf(2, 4, 3, 4))
+    else:
+        tensors = (*rows, None, *weights, *[None] * 10)
+    # A chunk size that leaves no slot of the kept states unused.
+    torch.library.opcheck(torch.ops.mambakit.mamba3_scan.default, (*tensors, None, True, 4, True, "cpu"))
 
 
 # What is refused.

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from agreement import DTYPES, assert_backend_agrees
+from tests.ops.agreement import DTYPES, assert_backend_agrees
 from torch import Tensor
 
 from mambakit.ops import gated_rms_norm, rms_norm

@@ -23,7 +23,7 @@ sys.modules["mambakit._native"] = native
 import mambakit
 mambakit._native = native
 import pytest
-keep = "(cpu or instruction) and not opcheck"
+keep = "(cpu or instruction or ensemble) and not opcheck"
 sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", keep, *sys.argv[2:]]))
 """
 
@@ -63,7 +63,14 @@ def test_kernels_run_clean_under_the_sanitizers(isa: str, plain_vectors: str) ->
 
     preload = f"{address} {_runtime('libstdc++.so') or ''}"
     options = {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    kernels = ("ops/test_selective_scan", "ops/test_causal_conv1d", "ops/test_ssd", "nn/test_stepper")
+    kernels = (
+        "ops/test_selective_scan",
+        "ops/test_causal_conv1d",
+        "ops/test_ssd",
+        "ops/test_mamba3_scan",
+        "nn/test_stepper",
+        "nn/test_ensemble_stepper",
+    )
     files = [str(ROOT / "tests" / f"{name}.py") for name in kernels]
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(extension), *files],

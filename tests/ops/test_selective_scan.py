@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from agreement import DTYPES, assert_backend_agrees, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ops.agreement import DTYPES, assert_backend_agrees, error
 from torch import Tensor
 
 from mambakit.ops import cpu, selective_scan, selective_scan_step

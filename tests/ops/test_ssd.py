@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from agreement import DTYPES, assert_backend_agrees, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ops.agreement import DTYPES, assert_backend_agrees, error
 from torch import Tensor
 
 from mambakit.ops import selective_scan, ssd, ssd_step
@@ -252,6 +252,22 @@ def test_nothing_larger_than_the_states_between_chunks_is_kept() -> None:
         ssd(**tensors, dt_softplus=True, chunk_size=64)
     states = (length // 64 + 1) * heads * headdim * state
     assert max(kept) == max(states, batch * length * heads * headdim)
+
+
+def test_cpu_backend_gives_the_same_bits_for_any_number_of_threads() -> None:
+    tensors = leaves_of(make(2, 90, 6, 16, 32, groups=2))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            outputs = scan(**tensors, backend="cpu")
+            grads = torch.autograd.grad(sum(t.square().sum() for t in outputs), list(tensors.values()))
+            found.append((*outputs, *grads))
+    finally:
+        torch.set_num_threads(threads)
+    for others in found[1:]:
+        for a, b in zip(found[0], others, strict=True):
+            assert torch.equal(a, b)
 
 
 # Steps, mixed dtypes, operators.

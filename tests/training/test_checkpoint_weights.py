@@ -3,8 +3,8 @@
 import pytest
 import torch
 from safetensors.torch import load, save
+from tests.training.toy import toy_model
 from torch import nn
-from toy import toy_model
 
 from mambakit.errors import ArtefactError
 from mambakit.training import copy_weights, load_weights

@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy import squared_error, toy_model, training_data, validation_data
+from tests.training.toy import squared_error, toy_model, training_data, validation_data
 
 from mambakit.training import TrainingConfig, copy_weights, fit
 

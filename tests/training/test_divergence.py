@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tests.training.toy import squared_error, toy_model, training_data, validation_data
 from torch import nn
-from toy import squared_error, toy_model, training_data, validation_data
 
 from mambakit.errors import TrainingDiverged
 from mambakit.training import TrainingConfig, fit
@@ -45,7 +45,22 @@ def test_the_message_names_epoch_step_module_and_a_way_out():
     assert message.startswith("training diverged in epoch 2, step 2 of 3: the loss is ")
     assert "The data of the batch is finite." in message
     assert "The first values that are not finite come from the module '2' (BreaksInEpochTwo)." in message
-    assert message.endswith("lower learning_rate (now 0.001) or clip_norm (now 1.0).")
+    assert message.endswith("lower learning_rate (now 0.001), or lower clip_norm (now 1.0).")
+
+
+def test_without_clipping_the_message_says_to_clip():
+    message = diverge(
+        with_a_layer(BreaksInEpochTwo(lambda x: x / 0, at_step=1)), config=CONFIG.model_copy(update={"clip_norm": None})
+    )
+    assert message.endswith("or set clip_norm (1.0 is usual).")
+
+
+def test_data_that_was_not_standardised_is_named():
+    data = training_data()
+    data.x[:, 1] *= 1e6
+    message = diverge(with_a_layer(BreaksInEpochTwo(lambda x: x / 0, at_step=1)), training=data)
+    assert "is finite, but reaches " in message
+    assert "in batch['x']: standardise it." in message
 
 
 def test_bad_data_is_named_with_its_place_and_sample():

@@ -64,6 +64,20 @@ def test_a_model_without_trainable_parameters_is_refused():
         parameter_groups(nn.Linear(2, 2).requires_grad_(False), 0.0)
 
 
+def test_warm_restarts_go_from_the_full_rate_to_the_lowest_in_cycles_of_doubling_length():
+    # 100 steps of 10 epochs: cycles of 1, 2, 4 and the rest of 8 epochs.
+    found = rates(config(schedule="restarts", restart_epochs=1, epochs=10))
+    for start, length in ((0, 10), (10, 20), (30, 40), (70, 80)):
+        cycle = [0.1 + 0.9 * (1 + math.cos(math.pi * step / length)) / 2 for step in range(length)]
+        assert found[start : start + length] == pytest.approx(cycle[: STEPS - start])
+
+
+@pytest.mark.parametrize("settings", [{"schedule": "restarts"}, {"restart_epochs": 2}])
+def test_restarts_and_their_length_come_together_or_not_at_all(settings):
+    with pytest.raises(ValueError, match="restart_epochs"):
+        TrainingConfig(**settings)
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "constant", "plateau"])
 def test_the_warm_up_rises_linearly_to_the_full_rate(schedule):
     rising = rates(config(schedule=schedule, warmup_fraction=0.1))[:11]

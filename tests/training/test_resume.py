@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from toy import ToyData, squared_error, toy_model, training_data, validation_data
+from tests.training.toy import ToyData, squared_error, toy_model, training_data, validation_data
 
 from mambakit.errors import ArtefactError, MambakitError
 from mambakit.training import TrainingConfig, copy_weights, fit

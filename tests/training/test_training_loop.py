@@ -5,8 +5,8 @@ import copy
 import pydantic
 import pytest
 import torch
+from tests.training.toy import ToyData, squared_error, toy_model, training_data, validation_data
 from torch import nn
-from toy import ToyData, squared_error, toy_model, training_data, validation_data
 
 from mambakit.errors import DataError, MambakitError
 from mambakit.training import TrainingConfig, copy_weights, fit

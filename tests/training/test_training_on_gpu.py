@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy import squared_error, toy_model, training_data, validation_data
+from tests.training.toy import squared_error, toy_model, training_data, validation_data
 
 from mambakit.errors import TrainingDiverged
 from mambakit.training import TrainingConfig, fit

@@ -4,7 +4,7 @@ import io
 
 import pytest
 import rich.console
-from toy import squared_error, toy_model, training_data, validation_data
+from tests.training.toy import squared_error, toy_model, training_data, validation_data
 
 from mambakit.training import TrainingConfig, fit, progress
 

@@ -10,19 +10,20 @@ from typing import Annotated
 import typer
 
 from mambakit import __version__
-from mambakit.cli import forecast
+from mambakit.cli import forecast, stream
 from mambakit.cli.doctor import doctor
 from mambakit.errors import MambakitError
 
 app = typer.Typer(
     name="mambakit",
-    help="Selective state-space models that install anywhere: forecasting from training to prediction.",
+    help="Selective state-space models that install anywhere: forecasting and streaming, from training to prediction.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 app.add_typer(forecast.app, name="forecast")
+app.add_typer(stream.app, name="stream")
 app.command()(doctor)
 
 

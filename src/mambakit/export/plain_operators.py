@@ -15,8 +15,9 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 
 from mambakit.ops.inputs import ConvInputs, ScanInputs, SsdInputs
-from mambakit.ops.mamba3_inputs import RecurrenceInputs
+from mambakit.ops.mamba3_inputs import RecurrenceInputs, WholeScanInputs, per_head, per_rank
 from mambakit.ops.reference.causal_conv1d import causal_conv1d as convolution
+from mambakit.ops.rotation import accumulate, rotate
 
 Step = Callable[..., tuple[Tensor, Tensor]]
 
@@ -110,6 +111,28 @@ def mamba3_recurrence(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, state, _nothing_kept(state)
 
 
+def mamba3_scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`mambakit::mamba3_scan`."""
+    i = WholeScanInputs(*args[:-_CALL])
+    wide, (batch, _, heads, headdim), rank, size = i.log_decay, i.x.shape, i.B.shape[2], i.B.shape[4]
+    k, q = (per_head(t.to(wide.dtype), bias, heads) for t, bias in ((i.B, i.B_bias), (i.C, i.C_bias)))
+    if i.speeds is not None and i.steps is not None:
+        turn = i.speeds * i.steps.unsqueeze(-1)
+        before = wide.new_zeros(batch, heads, turn.shape[3]) if i.initial_angle is None else i.initial_angle
+        angle, _ = accumulate(turn, before, None)
+        k, q = (rotate(t, angle.unsqueeze(2), i.interleaved) for t in (k, q))
+    v = per_rank(i.x.to(wide.dtype), i.up, rank)  # (batch, length, rank, heads, headdim)
+    state = wide.new_zeros(batch, heads, headdim, size) if i.initial_state is None else i.initial_state
+    y, state, kept = mamba3_recurrence(v, k, q, wide, i.scale, i.own, state, None, i.chunk_size, *args[-_CALL:])
+    if i.D is not None:
+        y = y + i.D * v
+    if i.z is not None:
+        y = y * F.silu(per_rank(i.z.to(wide.dtype), i.gate, rank))
+    if i.down is not None:
+        y = (y * i.down.transpose(0, 1)).sum(2)
+    return y.to(i.x.dtype), state, kept
+
+
 def _as_factor(heads: Tensor) -> Tensor:
     """(batch, heads) against (batch, heads, headdim, state)."""
     return heads.unsqueeze(-1).unsqueeze(-1)
@@ -124,4 +147,5 @@ PLAIN: Mapping[Any, Callable[..., tuple[Tensor, ...]]] = {
     torch.ops.mambakit.selective_scan.default: selective_scan,
     torch.ops.mambakit.ssd.default: ssd,
     torch.ops.mambakit.mamba3_recurrence.default: mamba3_recurrence,
+    torch.ops.mambakit.mamba3_scan.default: mamba3_scan,
 }

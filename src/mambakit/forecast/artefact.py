@@ -2,6 +2,8 @@
 
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -36,29 +38,44 @@ class SavedForecaster:
     scaler: FeatureScaler
     evaluation: Evaluation  # on the test part, made when it was trained
     metadata: dict[str, Any]
+    symbols: tuple[str, ...] = ()  # those that a pooled model has met, in the order of their numbers
+
+    def number(self, symbol: str) -> int:
+        """The number of a symbol in a pooled model, 0 where it has not met it."""
+        return self.symbols.index(symbol) + 1 if symbol in self.symbols else 0
 
 
 def save_forecaster(folder: Path, trained: "TrainedForecaster", version_name: str) -> None:
     """Fill a folder with everything about a trained forecaster, its model card and its two figures included."""
     from mambakit.forecast.figures import draw_evaluation, draw_fan
+    from mambakit.forecast.outofsample import write_records
     from mambakit.forecast.predictor import forecast_series
+    from mambakit.forecast.reference import REFERENCE, make_reference
     from mambakit.forecast.report import model_card
 
     symbol, prepared = trained.prepared.series.symbol, trained.prepared
     metadata = describe(trained, version_name)
-    write_json(folder / "config.json", prepared.config.model_dump(mode="json"))
-    # Not save_file, whose files only their owner can read.
-    (folder / "model.safetensors").write_bytes(save(trained.model.state_dict()))
-    write_json(folder / "scaler.json", prepared.scaler.to_json())
+    write_model(folder, trained.model, prepared.scaler)
     metrics = {"test": trained.evaluation.to_json(), "training": trained.record.model_dump(mode="json")}
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "metadata.json", metadata)
+    write_json(folder / REFERENCE, make_reference(trained).to_json())
+    write_records(folder / "test.parquet", [trained.test])
     (folder / "README.md").write_text(model_card(trained.evaluation, metadata), encoding="utf-8")
     saved = SavedForecaster(
         symbol, version_name, prepared.config, trained.model, prepared.scaler, trained.evaluation, metadata
     )
-    draw_fan(forecast_series(saved, prepared.series), prepared.series, folder / "forecast.png")
+    forecast = forecast_series(saved, prepared.series, covariates=prepared.covariates)
+    draw_fan(forecast, prepared.series, folder / "forecast.png")
     draw_evaluation(trained, folder / "evaluation.png")
+
+
+def write_model(folder: Path, model: MambaModel, scaler: FeatureScaler) -> None:
+    """The files that the model is built from again."""
+    write_json(folder / "config.json", model.config.model_dump(mode="json"))
+    # Not save_file, whose files only their owner can read.
+    (folder / "model.safetensors").write_bytes(save(model.state_dict()))
+    write_json(folder / "scaler.json", scaler.to_json())
 
 
 def load_forecaster(folder: Path) -> SavedForecaster:
@@ -66,18 +83,32 @@ def load_forecaster(folder: Path) -> SavedForecaster:
 
     Raises ArtefactError where its content is not what this version of mambakit writes.
     """
-    try:
-        config = MambaConfig.model_validate(read_json(folder / "config.json"))
-        scaler = FeatureScaler.from_json(read_json(folder / "scaler.json"))
+    with _unreadable(folder):
         evaluation = Evaluation.from_json(read_json(folder / "metrics.json")["test"])
         metadata = read_json(folder / "metadata.json")
+        symbols = tuple(metadata.get("symbols", ()))
+        model, scaler = read_model(folder, len(symbols))
+        return SavedForecaster(
+            metadata["symbol"], metadata["version"], model.config, model, scaler, evaluation, metadata, symbols
+        )
+
+
+def read_model(folder: Path, n_symbols: int = 0) -> tuple[MambaModel, FeatureScaler]:
+    """What `write_model` wrote, ready to forecast; raises ArtefactError where it is something else."""
+    with _unreadable(folder):
+        config = MambaConfig.model_validate(read_json(folder / "config.json"))
+        scaler = FeatureScaler.from_json(read_json(folder / "scaler.json"))
         weights = load_file(folder / "model.safetensors")
-        model = MambaModel(config, len(scaler.names))
+        model = MambaModel(config, len(scaler.names), n_symbols)
         with torch.no_grad():
             load_weights(model, weights)
-        return SavedForecaster(
-            metadata["symbol"], metadata["version"], config, model.eval(), scaler, evaluation, metadata
-        )
+        return model.eval(), scaler
+
+
+@contextmanager
+def _unreadable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError, ValidationError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ArtefactError(f"{folder} is not a model that this version of mambakit can read ({reason})") from error
@@ -104,6 +135,7 @@ def describe(trained: "TrainedForecaster", version_name: str) -> dict[str, Any]:
             "parameters": record.parameters,
             "seconds": record.seconds,
             "mean_shrinkage": trained.model.shrinkage.tolist(),
+            "width_shrinkage": trained.model.width_shrinkage.tolist(),
         },
         "data_stats": {
             "num_samples": len(prepared.origins),
@@ -112,18 +144,24 @@ def describe(trained: "TrainedForecaster", version_name: str) -> dict[str, Any]:
             "first_day": str(series.dates[0]),
             "last_day": str(series.dates[-1]),
             "sha256": series.fingerprint,
+            "covariates_sha256": prepared.covariates_fingerprint,
             "origins": {
                 "training": days(split.training),
                 "validation": days(split.validation),
                 "test": days(split.test),
             },
         },
-        "software": {
-            "mambakit": _version("mambakit"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "git_revision": _git_revision(),
-        },
+        "software": software(),
+    }
+
+
+def software() -> dict[str, str | None]:
+    """What made a model."""
+    return {
+        "mambakit": _version("mambakit"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "git_revision": _git_revision(),
     }
 
 

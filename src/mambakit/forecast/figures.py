@@ -12,10 +12,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
+from mambakit.forecast.charts import along_the_way
 from mambakit.forecast.config import QUANTILES
 from mambakit.forecast.evaluation import MODEL
+from mambakit.forecast.metrics import crps
 from mambakit.forecast.predictor import Forecast
 from mambakit.forecast.prices import PriceSeries
 from mambakit.forecast.report import skill_line
@@ -31,6 +33,7 @@ _SIDE_NOTE: dict[str, Any] = {
     "color": "#222222",
     "annotation_clip": False,
 }
+RIVAL = "ewma walk"  # whose distributions are hard to beat
 _COLOURS = {
     MODEL: "#0072B2",
     "random walk": "#7F7F7F",
@@ -48,7 +51,7 @@ def draw_fan(forecast: Forecast, series: PriceSeries, path: Path) -> None:
     axes = figure.add_subplot()
     recent = series.last(HISTORY_DAYS)
     ahead = np.arange(forecast.horizons[-1] + 1)
-    mean, quantiles = _along_the_way(forecast, ahead)
+    mean, quantiles = along_the_way(forecast.horizons, forecast.mean, forecast.quantiles, ahead)
     price = forecast.current_price
 
     for level, shade in _LEVELS.items():
@@ -89,19 +92,6 @@ def _month_ticks(axes: Axes, dates: np.ndarray, ahead: int) -> None:
     firsts = np.flatnonzero(months[1:] != months[:-1]) + 1
     names = [f"{month.item():%b %Y}" for month in months[firsts]]
     axes.set_xticks(firsts - (len(dates) - 1), names)
-
-
-def _along_the_way(forecast: Forecast, days: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (days,) and quantiles (days, quantiles) between the horizons.
-
-    The mean goes straight from one to the next; the spread around it grows with the square root of time, its factor
-    going straight, so the fan is as round between two horizons as a random walk's.
-    """
-    horizons = np.array(forecast.horizons)
-    mean = np.interp(days, (0, *horizons), (0.0, *forecast.mean))
-    factors = (forecast.quantiles - forecast.mean[:, None]) / np.sqrt(horizons)[:, None]
-    spread = np.stack([np.interp(days, horizons, column) for column in factors.T], axis=1)
-    return mean, mean[:, None] + np.sqrt(days)[:, None] * spread
 
 
 def draw_evaluation(trained: "TrainedForecaster", path: Path) -> None:
@@ -148,22 +138,21 @@ def _draw_skill(axes: Axes, trained: "TrainedForecaster") -> None:
 
 def _draw_course(axes: Axes, trained: "TrainedForecaster") -> None:
     prepared = trained.prepared
-    returns = prepared.returns[prepared.split.test]
     dates = mdates.date2num(prepared.series.dates[prepared.origins[prepared.split.test]])
-    squares = {name: (returns - trained.test_forecasts[name].mean) ** 2 for name in (MODEL, "drift")}
-    # Divided by the drift's whole error, the curve of each horizon ends at its R2 against the drift.
-    gain = np.cumsum(squares["drift"] - squares[MODEL], axis=0) / squares["drift"].sum(axis=0)
+    costs = {
+        name: crps(trained.test.predictions[name].quantiles, trained.test.actual, QUANTILES) for name in (MODEL, RIVAL)
+    }
+    # Divided by the rival's whole CRPS, the curve of each horizon ends at the share of it that the model saved.
+    gain = np.cumsum(costs[RIVAL] - costs[MODEL], axis=0) / costs[RIVAL].sum(axis=0)
     for column, horizon in enumerate(prepared.config.prediction_horizons):
         axes.plot(dates, gain[:, column], color=_horizon_colour(column), linewidth=1.5, label=f"{horizon}d")
     axes.axhline(0.0, color=_INK, linewidth=0.8)
-    if np.abs(gain).max() < 1e-4:
-        axes.set_ylim(-0.01, 0.01)
-        axes.text(0.5, 0.62, "the model's mean is the drift", transform=axes.transAxes, ha="center", color=_INK)
     locator = mdates.AutoDateLocator()
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))
-    axes.set_ylabel("share of the drift's squared error saved")
-    axes.set_title("Mamba against drift, accumulated over the test part", loc="left")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axes.set_ylabel("share of its CRPS saved")
+    axes.set_title("CRPS saved against the ewma walk, summed up over time", loc="left")
     axes.legend(frameon=False, fontsize=9, ncols=2, title="rising: Mamba is better", title_fontsize=9)
 
 

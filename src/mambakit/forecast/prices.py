@@ -1,38 +1,42 @@
-"""Daily prices: the series that a forecaster reads, and the source that comes with the package.
+"""Daily prices: the series that a forecaster reads, and the functions that fetch it from wherever prices are kept.
 
 A series holds adjusted closes, that is, closes from which splits and dividends are removed, so that a log difference
-is what a holder earned. The built-in source has AAPL, GOOG (also under its newer name GOOGL), IBM and MSFT;
-`data/README.md` says where its numbers come from.
+is what a holder earned. `mambakit.forecast.sources` has the places that prices come from.
 """
 
+import asyncio
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mambakit.errors import DataError
 
-ALIASES = {"GOOGL": "GOOG"}  # a class of shares that did not exist yet within these years
-BUILTIN_SYMBOLS = ("AAPL", "GOOG", "IBM", "MSFT")
+if TYPE_CHECKING:
+    from mambakit.forecast.sources import PriceSource
 
 # A symbol names a folder later on, so nothing that could leave one gets through.
-_SYMBOL = re.compile(r"[A-Z][A-Z0-9]{0,9}([.-][A-Z0-9]{1,4})?")
+_SYMBOL = re.compile(r"\^?[A-Z0-9]{1,10}([.-][A-Z0-9]{1,4})?")
+
+
+class PriceWarning(UserWarning):
+    """Prices that can be used, but not quite as they were asked for: days left out, older ones, a long wait."""
 
 
 @dataclass(frozen=True)
 class PriceSeries:
-    """Adjusted daily closes of one symbol, oldest first."""
+    """Adjusted daily closes of one symbol, oldest first; `numpy.asarray(series)` is its prices."""
 
     symbol: str
     dates: np.ndarray  # (days,) datetime64[D]
     prices: np.ndarray  # (days,) float64, adjusted closes in the currency of the listing
-    volumes: np.ndarray  # (days,) float64, shares a day, adjusted so that price * volume is the day's turnover
+    volumes: np.ndarray  # (days,) float64, shares a day so that price * volume is the turnover; NaN where unknown
+    closes: np.ndarray | None = None  # (days,) float64, closes as traded, where the source has them beside `prices`
 
     def __post_init__(self) -> None:
         if not len(self.dates) == len(self.prices) == len(self.volumes):
@@ -40,13 +44,27 @@ class PriceSeries:
                 f"{self.symbol}: dates, prices and volumes must have one entry a day, "
                 f"got {len(self.dates)}, {len(self.prices)} and {len(self.volumes)}"
             )
+        if self.closes is not None and len(self.closes) != len(self.prices):
+            raise DataError(
+                f"{self.symbol}: closes must have one entry a day, got {len(self.closes)} for {len(self.prices)} days"
+            )
 
     def __len__(self) -> int:
         return len(self.prices)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.prices, dtype=dtype, copy=copy)
+
+    def take(self, rows: np.ndarray | slice) -> "PriceSeries":
+        """The series of these rows: a slice, a mask (days,), or positions."""
+        closes = None if self.closes is None else self.closes[rows]
+        return PriceSeries(self.symbol, self.dates[rows], self.prices[rows], self.volumes[rows], closes)
+
     def last(self, days: int) -> "PriceSeries":
-        """The last `days` days, or the whole series where it has fewer."""
-        return PriceSeries(self.symbol, self.dates[-days:], self.prices[-days:], self.volumes[-days:])
+        """The last `days` days, or the whole series where it has fewer. Raises DataError for less than one day."""
+        if days < 1:
+            raise DataError(f"days must be 1 or more, got {days}")
+        return self.take(slice(-days, None))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -58,6 +76,19 @@ class PriceSeries:
         return digest.hexdigest()
 
 
+class HistoricalPrices(dict[str, PriceSeries]):
+    """Series by symbol: a plain dict that may also be awaited, which gives the dict itself.
+
+    So `prices = fetch_historical_prices(["AAPL"])` and, in a coroutine, `prices = await fetch_historical_prices(
+    ["AAPL"])` are the same. Awaiting does not make the fetch asynchronous: it was done when the call returned.
+    `fetch_historical_prices_async` leaves the event loop free meanwhile.
+    """
+
+    def __await__(self) -> Generator[None, None, Self]:
+        return self
+        yield  # what makes this a generator, as awaiting wants one
+
+
 def parse_symbol(text: str) -> str:
     """Return the symbol in capitals; raises DataError where it is not one, such as a path."""
     symbol = text.strip().upper()
@@ -66,38 +97,37 @@ def parse_symbol(text: str) -> str:
     return symbol
 
 
-def fetch_historical_prices(symbols: Iterable[str], days: int | None = None) -> dict[str, PriceSeries]:
-    """Read the built-in series of each symbol, the last `days` days of it where given.
+def fetch_historical_prices(
+    symbols: Iterable[str], days: int | None = None, *, source: "PriceSource | str | Path | None" = None
+) -> HistoricalPrices:
+    """Fetch the series of each symbol, the last `days` days of it where given.
 
-    Raises DataError for a symbol that the package does not have. A series keeps the name that was asked for:
-    GOOGL gives GOOG's prices under the name GOOGL.
+    Args:
+        symbols: such as ["AAPL", "BRK.B"], in any case.
+        days: trading days, counted from the newest; all of them by default.
+        source: a PriceSource, or a text that `open_source` understands: "builtin", "skfolio", "yahoo" or the path of
+            a folder or file. The built-in prices by default.
+
+    Returns:
+        The series by symbol in capitals, in the order asked for, each once. In a coroutine it may be awaited.
+
+    Raises:
+        DataError: a text is no symbol, the source does not have a symbol or can't be read, or days is below 1.
     """
-    names = [parse_symbol(symbol) for symbol in symbols]
-    unknown = [name for name in names if ALIASES.get(name, name) not in BUILTIN_SYMBOLS]
-    if unknown:
-        available = ", ".join(sorted((*BUILTIN_SYMBOLS, *ALIASES)))
-        raise DataError(f"no built-in prices for {', '.join(unknown)}; there are {available}")
-    whole = {name: _read_builtin(name) for name in names}
-    return whole if days is None else {name: series.last(days) for name, series in whole.items()}
+    from mambakit.forecast.sources import open_source
+
+    if isinstance(symbols, str):
+        raise DataError(f"symbols must be a list such as [{symbols!r}], got the text {symbols!r}")
+    if days is not None and days < 1:
+        raise DataError(f"days must be 1 or more, got {days}")
+    names = tuple(dict.fromkeys(parse_symbol(symbol) for symbol in symbols))
+    source = "builtin" if source is None else source
+    fetched = (open_source(source) if isinstance(source, str | Path) else source).fetch(names, days)
+    return HistoricalPrices((name, fetched[name]) for name in names)
 
 
-def _read_builtin(name: str) -> PriceSeries:
-    with (
-        as_file(files("mambakit.forecast") / "data" / "prices.parquet") as path,
-        pq.ParquetFile(path) as file,
-    ):
-        groups = range(file.metadata.num_row_groups)
-        first = [file.metadata.row_group(group).column(0).statistics.min for group in groups]
-        table = file.read_row_group(
-            first.index(ALIASES.get(name, name)), columns=["date", "close", "volume", "adj_close"]
-        )
-    prices = _column(table, "adj_close")
-    turnover = _column(table, "volume") * _column(table, "close")
-    dates = _column(table, "date", pa.int32()).astype("datetime64[D]")
-    return PriceSeries(name, dates, prices, turnover / prices)
-
-
-def _column(table: pa.Table, name: str, kind: pa.DataType | None = None) -> np.ndarray:
-    column = table[name].combine_chunks()
-    # DLPack rather than to_numpy, which would import pandas and a third of a second with it.
-    return np.from_dlpack(column if kind is None else column.cast(kind))
+async def fetch_historical_prices_async(
+    symbols: Iterable[str], days: int | None = None, *, source: "PriceSource | str | Path | None" = None
+) -> HistoricalPrices:
+    """`fetch_historical_prices` in a thread of its own, so that the event loop goes on meanwhile."""
+    return await asyncio.to_thread(fetch_historical_prices, symbols, days, source=source)

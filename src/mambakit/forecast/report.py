@@ -1,8 +1,8 @@
 """What the evaluation says, in tables and in plain sentences.
 
-The verdict counts as skill only what survives two questions: is the model's squared error lower than that of the
-better of random walk and drift, tested for overlapping samples; and is it still, after every symbol and horizon that
-was tried is counted (Holm).
+The verdict counts as skill of the mean only what survives two questions: is the model's squared error lower than that
+of the better of random walk and drift, tested for overlapping samples; and is it still, after every symbol and horizon
+that was tried is counted (Holm).
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,18 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from mambakit.forecast.evaluation import INTERVAL_REFERENCE, MODEL, Comparison, Evaluation, Score
+from mambakit.forecast.evaluation import MODEL, Against, Comparison, Evaluation, Score
 from mambakit.forecast.predictor import Forecast
 from mambakit.forecast.significance import holm
 
 SIGNIFICANCE = 0.05
+# Whose CRPS the model's is held against, in words, as far as they were made.
+_DISTRIBUTIONS = {
+    "random walk": "the constant-volatility random walk's",
+    "ewma walk": "the ewma walk's",
+    "garch walk": "the garch walk's",
+    "ewma": "ewma's",
+}
 _COLUMNS = (
     "horizon",
     "forecaster",
@@ -24,21 +31,23 @@ _COLUMNS = (
     "MASE",
     "direction",
     "up-rate",
-    "p",
-    "80% cover",
-    "80% score",
+    "PT p",
+    "IC",
+    "CRPS %",
+    "50/80/95%",
 )
 _LEGEND = (
     "R² vs RW, R² vs drift: out of sample on log returns, above 0 is better than the random walk, the drift. "
     "MASE: absolute error over the training part's mean absolute change. direction: share of right signs; "
-    "up-rate: what always saying up scores; p: chance of such a lead over it without skill. "
-    "80% cover: share of returns inside the 80% interval; 80% score: its interval score in %, lower is better."
+    "up-rate: what always saying up scores; PT p: chance of such signs without skill (Pesaran-Timmermann). "
+    "IC: correlation of forecast and outcome. CRPS: of the whole distribution, in %, lower is better. "
+    "50/80/95%: shares of returns inside the 50, 80 and 95% intervals."
 )
 
 
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """Every forecaster at every horizon, for a terminal."""
-    table = Table(title=f"{evaluation.symbol}: test part", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def evaluation_table(evaluation: Evaluation, part: str = "test part") -> Table:
+    """Every forecaster at every horizon, for a terminal; `part` says which samples were judged."""
+    table = Table(title=f"{evaluation.symbol}: {part}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for position, column in enumerate(_COLUMNS):
         table.add_column(column, justify="left" if position < 2 else "right", no_wrap=True)
     previous = evaluation.scores[0].horizon
@@ -64,9 +73,10 @@ def _cells(score: Score) -> list[str]:
         _number(score.mase, ".3f"),
         _number(score.hit_rate, ".1%"),
         _number(score.up_rate, ".1%"),
-        _number(score.hit_p_value, ".2f"),
-        _number(score.coverage_80, ".1%"),
-        _number(None if score.interval_score_80 is None else 100 * score.interval_score_80, ".2f"),
+        _number(score.pesaran_timmermann_p_value, ".2f"),
+        _number(score.ic, ".3f"),
+        _number(100 * score.crps, ".3f"),
+        "/".join(f"{100 * share:.0f}" for share in (score.coverage_50, score.coverage_80, score.coverage_95)),
     ]
 
 
@@ -120,22 +130,24 @@ def verdict(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
-def interval_verdict(evaluations: Sequence[Evaluation]) -> str:
-    """One sentence over all symbols and horizons: are the model's intervals better than those it started from?"""
+def distribution_verdict(evaluations: Sequence[Evaluation]) -> str:
+    """One sentence over all symbols and horizons: whose distributions are the model's better than, by their CRPS?"""
     comparisons = [comparison for each in evaluations for comparison in each.comparisons]
-    adjusted = holm([comparison.interval_p_value for comparison in comparisons])
-    significant = sum(p_value < SIGNIFICANCE for p_value in adjusted)
-    own, reference, constant = (
-        [score.interval_score_80 or 0.0 for each in evaluations for score in each.scores if score.forecaster == name]
-        for name in (MODEL, INTERVAL_REFERENCE, "drift")
-    )
-    than_reference = sum(ours < theirs for ours, theirs in zip(own, reference, strict=True))
-    than_constant = sum(ours < theirs for ours, theirs in zip(own, constant, strict=True))
-    return (
-        f"Intervals: the model's 80% interval scores better than the constant one of the drift in {than_constant} of "
-        f"{len(own)}, and better than {INTERVAL_REFERENCE}'s, from which it learnt, in {than_reference}, "
-        f"significantly in {significant}."
-    )
+    parts = []
+    for name, whose in _DISTRIBUTIONS.items():
+        tests = [comparison.against[name] for comparison in comparisons if name in comparison.against]
+        if not tests:
+            continue
+        lower = sum(test.crps_ratio < 1.0 for test in tests)
+        better = sum(p < SIGNIFICANCE for p in holm([test.crps_p_value for test in tests]))
+        worse = sum(p < SIGNIFICANCE for p in holm([_worse(test) for test in tests]))
+        parts.append(f"{whose} in {lower} of {len(tests)} (significantly in {better}, significantly higher in {worse})")
+    return f"Distributions: the model's CRPS is lower than {'; than '.join(parts)}."
+
+
+def _worse(test: Against) -> float:
+    """The p-value of "the model's CRPS is higher"; equal distributions prove nothing either way."""
+    return 1.0 if test.crps_ratio == 1.0 else 1.0 - test.crps_p_value
 
 
 def interval_table(forecast: Forecast) -> Table:

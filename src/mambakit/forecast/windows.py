@@ -67,7 +67,7 @@ class SequenceGenerator:
     def generate_sequences(self, features: np.ndarray, prices: np.ndarray) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Windows X (samples, sequence_length, columns) and targets y {horizon: (samples, 1)}, oldest first.
 
-        X is a view of `features` (days, columns) when the stride is 1: it costs no memory, and is read-only.
+        X is a view of `features` (days, columns), whatever the stride: it costs no memory, and is read-only.
         """
         origins = self.origins(features)
         every = np.lib.stride_tricks.sliding_window_view(features, self.sequence_length, axis=0)  # (n, columns, length)

@@ -9,6 +9,7 @@ from mambakit.nn.attention import Attention, AttentionState
 from mambakit.nn.backbone import MIXERS, Backbone
 from mambakit.nn.bidirectional import Bidirectional
 from mambakit.nn.block import Block, GatedMLP
+from mambakit.nn.ensemble_stepper import EnsembleStepper
 from mambakit.nn.mamba import Mamba, MambaState
 from mambakit.nn.mamba2 import GatedRMSNorm, Mamba2, Mamba2State
 from mambakit.nn.mamba3 import Mamba3, Mamba3State
@@ -33,5 +34,6 @@ __all__ = [
     "Block",
     "Backbone",
     "Stepper",
+    "EnsembleStepper",
     "MIXERS",
 ]

@@ -55,6 +55,36 @@ class RecurrenceInputs(NamedTuple):
     chunk_size: int
 
 
+class WholeScanInputs(NamedTuple):
+    """Inputs of the operator `mambakit::mamba3_scan`: x, B, C, z share one dtype, the rest is of that of sums.
+
+    k, q = Rot(theta) (B + B_bias), Rot(theta) (C + C_bias), theta the sum of speeds * steps;   v = up x
+    s_t = exp(log_decay_t) s_{t-1} + scale_t v_t k_t^T
+    y_t = sum over ranks of down ((exp(log_decay_t) s_{t-1} + own_t v_t k_t^T) q_t + D v_t) silu(gate z_t)
+    """
+
+    x: Tensor  # (batch, length, heads, headdim)
+    B: Tensor  # (batch, length, rank, groups, state)
+    C: Tensor  # (batch, length, rank, groups, state)
+    z: Tensor | None  # (batch, length, heads, headdim)
+    log_decay: Tensor  # (batch, length, heads)
+    scale: Tensor  # (batch, length, heads)
+    own: Tensor  # (batch, length, heads)
+    D: Tensor | None  # (heads, headdim)
+    up: Tensor | None  # (heads, rank, headdim), as gate and down
+    gate: Tensor | None
+    down: Tensor | None
+    B_bias: Tensor | None  # (heads, rank, state), as C_bias
+    C_bias: Tensor | None
+    speeds: Tensor | None  # (batch, length, heads or 1, pairs); None where nothing turns, as steps
+    steps: Tensor | None  # (batch, length, heads)
+    initial_angle: Tensor | None  # (sequences, heads, pairs)
+    initial_state: Tensor | None  # (sequences, heads, headdim, state)
+    cu_seqlens: Tensor | None  # (sequences + 1,)
+    interleaved: bool
+    chunk_size: int
+
+
 def per_head(vectors: Tensor, bias: Tensor | None, heads: int) -> Tensor:
     """(..., rank, groups, state) for every head, its bias (heads, rank, state) added: (..., rank, heads, state)."""
     spread = vectors.repeat_interleave(heads // vectors.shape[-2], dim=-2)

@@ -19,12 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.ops import operator
-from mambakit.ops.cpu import mamba3_recurrence as cpu
 from mambakit.ops.mamba3_inputs import RecurrenceInputs
 from mambakit.ops.packing import sequence_count
 from mambakit.ops.portable import mamba3_recurrence as portable
 
-KERNELS = {"cpu": cpu, "portable": portable}
+KERNELS = {"portable": portable}
 
 
 def recurrence(
@@ -54,8 +53,8 @@ def recurrence(
     Returns:
         y (batch, length, rank, heads, headdim) and the state h after the last step.
     """
-    start = h + _first(following, cu_seqlens)[..., None, None] * previous
-    scale = present + _next(following, cu_seqlens)
+    start = h + first(following, cu_seqlens)[..., None, None] * previous
+    scale = present + following_step(following, cu_seqlens)
     return _run(RecurrenceInputs(v, k, q, log_decay, scale, present, start, cu_seqlens, chunk_size), backend)
 
 
@@ -70,7 +69,7 @@ def last(rows: Tensor, before: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return torch.where(empty, before, found)
 
 
-def _first(rows: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+def first(rows: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """The first step of every sequence, (sequences, heads), zero where there is none."""
     padded = F.pad(rows, (0, 0, 0, 1))
     if cu_seqlens is None:
@@ -78,7 +77,7 @@ def _first(rows: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return padded[0, cu_seqlens[:-1]].masked_fill((cu_seqlens[1:] == cu_seqlens[:-1])[:, None], 0.0)
 
 
-def _next(rows: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+def following_step(rows: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """For every step the one after it in its sequence, zero at the end; (batch, length, heads)."""
     shifted = F.pad(rows, (0, 0, 0, 1))[:, 1:]
     if cu_seqlens is None:

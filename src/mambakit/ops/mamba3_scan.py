@@ -6,8 +6,8 @@
     y_t     = sum over ranks of mimo_o (h_t q_t + D v_t) silu(mimo_z z_t)
 
 with dt_t = softplus(dt_t + dt_bias) and l_t = sigmoid(trap_t). `mambakit.ops.reference.mamba3_scan` is the definition.
-The other backends form v, k, q and the weights by tensor operations, and leave the recurrence to the torch operator
-`mambakit::mamba3_recurrence`.
+The compiled backend runs all of it in the torch operator `mambakit::mamba3_scan`. The portable one forms v, k, q and
+the weights by tensor operations, and leaves the recurrence to the torch operator `mambakit::mamba3_recurrence`.
 """
 
 import math
@@ -20,11 +20,14 @@ from torch import Tensor
 from mambakit.ops import dispatch
 from mambakit.ops.mamba3_inputs import Mamba3Inputs, Mamba3State, outer, per_head, per_rank
 from mambakit.ops.mamba3_recurrence import KERNELS, last, recurrence
+from mambakit.ops.mamba3_whole import KERNELS as WHOLE_KERNELS
+from mambakit.ops.mamba3_whole import whole_scan
 from mambakit.ops.packing import check_packing, sequence_bounds, sequence_count
 from mambakit.ops.reference.mamba3_scan import mamba3_scan as reference
 from mambakit.ops.rotation import accumulate, rotate
 
-_ROWS_OF_A_CHUNK = 128  # steps * rank: where products within a chunk cost about what those with its state do
+# steps * rank: where products within a chunk cost about what those with its state do, or where they leave the caches
+_ROWS_OF_A_CHUNK = {"cpu": 64, "portable": 128}
 
 _NARROW = ("x", "B", "C", "z")
 _WIDE = ("dt", "A", "trap", "angles", "D", "dt_bias", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
@@ -103,11 +106,11 @@ def mamba3_scan(
     )
     _check(inputs, chunk_size)
     inputs = _with_common_dtypes(inputs)
-    name = dispatch.choose(x.device, backend, (*KERNELS, "reference"))
+    name = dispatch.choose(x.device, backend, (*WHOLE_KERNELS, *KERNELS, "reference"))
     if name == "reference":
         y, final_state = reference(inputs)
     else:
-        y, final_state = _scan(inputs, chunk_size or max(1, _ROWS_OF_A_CHUNK // B.shape[2]), name)
+        y, final_state = _scan(inputs, chunk_size or max(1, _ROWS_OF_A_CHUNK[name] // B.shape[2]), name)
     if mimo_o is None and not has_ranks:
         y = y.squeeze(2)
     return (y, final_state) if return_final_state else y
@@ -176,6 +179,8 @@ def _scan(inputs: Mamba3Inputs, chunk_size: int, backend: str) -> tuple[Tensor, 
         dt = dt + dt_bias
     if inputs.dt_softplus:
         dt = F.softplus(dt)
+    if backend in WHOLE_KERNELS:
+        return whole_scan(inputs, dt, before, chunk_size, backend)
     own = torch.sigmoid(trap)
 
     angle, last_angle = accumulate(math.pi * torch.tanh(angles) * dt[..., None], before.angle, packing)

@@ -31,6 +31,7 @@ CHECKSUMS = "checksums.json"
 _DESKTOP_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.part")
 _DAY = 24 * 60 * 60
+_PAUSE = 0.02  # seconds between two looks at a lock that is taken
 
 
 def write_file(path: str | Path, content: bytes) -> None:
@@ -139,31 +140,68 @@ def remove_leftovers(parent: str | Path) -> None:
 
 
 @contextmanager
-def exclusive(folder: str | Path) -> Iterator[None]:
+def exclusive(folder: str | Path, wait: float = 0.0) -> Iterator[None]:
     """Hold `folder`, made if need be, so that no other process does; let go when this process dies, however it dies.
+
+    Args:
+        wait: seconds to wait for whoever holds it.
 
     Raises:
         ArtefactError: another process, or another part of this one, holds it.
     """
     folder = Path(folder)
-    with _one_line_errors("write", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = _lock(folder)
-    except BlockingIOError:
-        raise ArtefactError(
-            f"{folder} is in use by another run; wait until that ends, or choose another folder"
-        ) from None
+    deadline = time.monotonic() + wait
+    while True:
+        with _one_line_errors("write", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            release = _lock_folder(folder)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise ArtefactError(
+                    f"{folder} is in use by another run; wait until that ends, or choose another folder"
+                ) from None
+            time.sleep(_PAUSE)
     try:
         yield
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        release()
 
 
 def _temporary_beside(path: Path) -> Path:
     # `secrets` and not `random`: two processes with the same seed must not choose the same name.
     return path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def _lock_folder(folder: Path) -> Callable[[], None]:
+    """Lock a folder and return what lets it go; BlockingIOError if it is taken."""
+    if sys.platform == "win32":  # where a folder itself cannot be locked
+        return _lock_beside(folder)
+    try:
+        descriptor = _lock(folder)
+    except FileNotFoundError:  # its last user removed it just now
+        raise BlockingIOError from None
+    if descriptor is None:
+        return lambda: None
+    # A lock on a folder that was removed meanwhile, and perhaps made anew, guards nothing.
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return lambda: os.close(descriptor)
+    os.close(descriptor)
+    raise BlockingIOError
+
+
+def _lock_beside(folder: Path) -> Callable[[], None]:
+    """The same by a file beside the folder."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError from None
+    return lock.release
 
 
 def _lock(path: Path) -> int | None:

@@ -4,6 +4,7 @@
         model.safetensors      weights and buffers after epoch 12
         optimizer.safetensors  AdamW's moments, by position of the parameter
         best.safetensors       weights and buffers of the best epoch so far
+        average.safetensors    the average of the weights, by position of the parameter; empty where none is kept
         state.json             history, what the run was started with, the gradient scaler of fp16
         checksums.json
 
@@ -54,6 +55,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     best: dict[str, Tensor]
+    average: dict[str, Tensor]
     state: CheckpointState
 
 
@@ -68,6 +70,7 @@ def save_checkpoint(run_dir: Path, checkpoint: Checkpoint) -> None:
         save_file(checkpoint.weights, folder / "model.safetensors")
         save_file(checkpoint.optimizer, folder / "optimizer.safetensors")
         save_file(checkpoint.best, folder / "best.safetensors")
+        save_file(checkpoint.average, folder / "average.safetensors")
         (folder / "state.json").write_text(checkpoint.state.model_dump_json(indent=2), encoding="utf-8")
 
     write_folder(checkpoints_folder(run_dir) / f"{checkpoint.state.history[-1]['epoch']:06d}", fill)
@@ -183,6 +186,7 @@ def _load(folder: Path) -> Checkpoint:
             weights=load_file(folder / "model.safetensors"),
             optimizer=load_file(folder / "optimizer.safetensors"),
             best=load_file(folder / "best.safetensors"),
+            average=load_file(folder / "average.safetensors"),
             state=CheckpointState.model_validate_json((folder / "state.json").read_bytes()),
         )
     except (OSError, SafetensorError, ValidationError) as error:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from mambakit.training.batches import named_tensors
 
+_UNSCALED = 1e3  # standardised data stays far below
+
 
 def find_origin(model: nn.Module, objective: Callable[..., Any], batch: Any, indices: Tensor) -> str:
     """One sentence or two on what was first not finite (NaN or infinite) when `objective(model, batch)` was computed.
@@ -44,6 +46,14 @@ def _origin_in_batch(batch: Any, indices: Tensor) -> str:
             bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(dim=1)  # (samples,)
             return f"{place}, first at sample {int(indices[bad.cpu()].min())}."
         return f"{place}."
+    largest = {
+        name: float(tensor.abs().max())
+        for name, tensor in named_tensors(batch)
+        if tensor.is_floating_point() and tensor.numel()
+    }
+    for name, value in largest.items():
+        if value > _UNSCALED:
+            return f"The data of the batch is finite, but reaches {value:.1e} in {name}: standardise it."
     return "The data of the batch is finite."
 
 

@@ -3,6 +3,8 @@
     epoch 0: validate
     epoch e: for each batch: loss -> gradients -> clip -> AdamW at the schedule's rate; validate; checkpoint
 
+Where an average of the weights is kept, it is what is validated and what the best epoch leaves behind.
+
 accelerate supplies the device, mixed precision and data-parallel processes. A batch is what one step of the optimiser
 sees: processes share it, `gradient_accumulation` cuts each share further, and neither changes the result beyond
 rounding. All randomness of an epoch is drawn from (seed, epoch), so that a run killed between two checkpoints repeats
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from mambakit.errors import DataError, MambakitError, TrainingDiverged
 from mambakit.training.artefacts import exclusive, remove_leftovers
+from mambakit.training.average import WeightAverage
 from mambakit.training.batches import SampleMeans, TrainingData, derived_seed, epoch_order, process_share
 from mambakit.training.checkpoint import (
     Checkpoint,
@@ -43,6 +46,7 @@ from mambakit.training.checkpoint import (
 from mambakit.training.config import TrainingConfig
 from mambakit.training.divergence import find_origin
 from mambakit.training.optimizer import learning_rate, make_optimizer
+from mambakit.training.out_of_memory import out_of_memory_explained
 from mambakit.training.progress import EpochProgress
 from mambakit.training.record import (
     EpochEntry,
@@ -52,6 +56,7 @@ from mambakit.training.record import (
     make_record,
     validation_losses,
 )
+from mambakit.training.tracking import Tracking
 
 Objective = Callable[[nn.Module, Any], tuple[Tensor, Mapping[str, Tensor]]]
 """`objective(model, batch)` returns the mean loss over the batch, and further means by name (an empty dict: none).
@@ -72,6 +77,7 @@ def fit(
     quiet: bool = False,
     description: str = "training",
     on_epoch: Callable[[EpochEntry], None] | None = None,
+    tracking: Tracking | None = None,
 ) -> TrainingRecord:
     """Train `model` in place; it ends with the weights of the best epoch, in eval mode, on the device of accelerate.
 
@@ -88,9 +94,11 @@ def fit(
             its record at once. If False, checkpoints of an earlier run in `run_dir` are removed.
         quiet: show nothing.
         on_epoch: called in the main process with each new entry of the history, after its checkpoint is written.
+        tracking: a tool that gets each new entry as well.
 
     Raises:
         TrainingDiverged: the loss or the gradient is not finite; the message says since when and where.
+        OutOfMemory: a batch does not fit; the message says what to lower.
         ArtefactError: a checkpoint cannot be written, or the one to resume was made with other settings, another
             model or other data.
         DataError: there is no training data or no validation data.
@@ -101,7 +109,7 @@ def fit(
             raise DataError(f"{name} is empty: expected at least one sample")
     if resume and run_dir is None:
         raise MambakitError("resume=True needs run_dir, the folder of the run to go on with")
-    accelerator = _make_accelerator(config)
+    accelerator = _make_accelerator(config, tracking)
     folder = None if run_dir is None else Path(run_dir)
     with ExitStack() as stack:
         if folder is not None and accelerator.is_main_process:
@@ -110,6 +118,9 @@ def fit(
             if not resume:
                 clear_checkpoints(folder)
         accelerator.wait_for_everyone()
+        if tracking is not None:
+            stack.enter_context(tracking.started(accelerator, config))
+        stack.enter_context(out_of_memory_explained(config))
         prepared = stack.enter_context(_prepared(accelerator, model))
         run = _Run(accelerator, model, prepared, objective, training_data, validation_data, config)
         if folder is not None:
@@ -123,6 +134,8 @@ def fit(
                 if folder is not None:
                     run.save(folder)
                 progress.epoch_ended(run.history, is_finished(run.history, config))
+                if tracking is not None:
+                    tracking.send(accelerator, entry)
                 if on_epoch is not None and accelerator.is_main_process:
                     on_epoch(entry)
         load_weights(model, run.best)
@@ -154,6 +167,7 @@ class _Run:
         self.optimizer = make_optimizer(model, config)
         self.scaled_optimizer = accelerator.prepare_optimizer(self.optimizer)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.average = None if config.average_decay is None else WeightAverage(self.parameters, config.average_decay)
         self.steps_per_epoch = math.ceil(len(training_data) / config.batch_size)
         self.history: list[EpochEntry] = []
         self.best: dict[str, Tensor] = {}
@@ -167,11 +181,12 @@ class _Run:
         entry: EpochEntry = {"epoch": epoch}
         if epoch > 0:
             entry |= self._train(epoch, progress)
-        entry |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
-        entry["seconds"] = time.perf_counter() - started
-        self.history.append(entry)
-        if best_epoch(self.history) == epoch:
-            self.best = copy_weights(self.model)
+        with nullcontext() if self.average is None else self.average.in_place():
+            entry |= {f"validation_{name}": value for name, value in self._validate(epoch).items()}
+            entry["seconds"] = time.perf_counter() - started
+            self.history.append(entry)
+            if best_epoch(self.history) == epoch:
+                self.best = copy_weights(self.model)
         return entry
 
     def save(self, folder: Path) -> None:
@@ -184,7 +199,8 @@ class _Run:
                 gradient_scaler=None if scaler is None else scaler.state_dict(),
             )
             weights, optimizer = copy_weights(self.model), copy_optimizer(self.optimizer)
-            save_checkpoint(folder, Checkpoint(weights, optimizer, self.best, state))
+            average = {} if self.average is None else self.average.copy()
+            save_checkpoint(folder, Checkpoint(weights, optimizer, self.best, average, state))
         self.accelerator.wait_for_everyone()
 
     def restore(self, folder: Path) -> None:
@@ -196,6 +212,8 @@ class _Run:
         check_fingerprint(folder, checkpoint.state.fingerprint, self.fingerprint)
         load_weights(self.model, checkpoint.weights)
         load_optimizer(self.optimizer, checkpoint.optimizer)
+        if self.average is not None:
+            self.average.load(checkpoint.average)
         if checkpoint.state.gradient_scaler is not None:
             self.accelerator.scaler.load_state_dict(checkpoint.state.gradient_scaler)
         self.history = checkpoint.state.history
@@ -218,6 +236,8 @@ class _Run:
             if not math.isfinite(loss) or not (math.isfinite(norm) or self._scaler_will_adapt()):
                 raise self._diverged(f"epoch {epoch}, step {position + 1} of {self.steps_per_epoch}", loss, indices)
             self._change_weights()
+            if self.average is not None:
+                self.average.update((epoch - 1) * self.steps_per_epoch + position)
             if math.isfinite(norm):
                 norms.append(norm)
             progress.within_epoch(epoch, (position + 1) / self.steps_per_epoch)
@@ -297,20 +317,23 @@ class _Run:
 
     def _divergence(self, what: str, data: TrainingData, indices: Tensor) -> TrainingDiverged:
         origin = find_origin(self.model, self.objective, self._batch(data, indices), indices)
+        clip_norm = self.config.clip_norm
+        clipping = "set clip_norm (1.0 is usual)" if clip_norm is None else f"lower clip_norm (now {clip_norm})"
         return TrainingDiverged(
             f"training diverged in {what}. {origin} "
-            f"Check the data, or lower learning_rate (now {self.config.learning_rate:g}) "
-            f"or clip_norm (now {self.config.clip_norm})."
+            f"Check the data, or lower learning_rate (now {self.config.learning_rate:g}), or {clipping}."
         )
 
 
-def _make_accelerator(config: TrainingConfig) -> Accelerator:
+def _make_accelerator(config: TrainingConfig, tracking: Tracking | None) -> Accelerator:
     known = AcceleratorState._shared_state
     if known and AcceleratorState().mixed_precision != config.mixed_precision:
         # accelerate fixes the precision at its first use in a process; a second run may need another one.
         AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
+        log_with=None if tracking is None else tracking.kind,
+        project_dir=None if tracking is None else tracking.folder,
         # Said outright, so that nothing in the environment divides the loss a second time.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )

@@ -48,6 +48,8 @@ def learning_rate(config: TrainingConfig, step: int, steps: int, validation_loss
     It rises linearly through the warm-up. Then, with p going from 0 to 1 over the steps that are left,
 
         cosine:    min + (max - min) (1 + cos(pi p)) / 2
+        restarts:  the same in cycles of restart_epochs epochs, 2 restart_epochs, 4 restart_epochs, ...; p goes from 0
+                   to 1 in each (SGDR, arXiv 1608.03983)
         constant:  max
         plateau:   max PLATEAU_FACTOR^k, at least min, where k is how often the validation loss stood still
     """
@@ -59,13 +61,23 @@ def learning_rate(config: TrainingConfig, step: int, steps: int, validation_loss
         case "constant":
             factor = 1.0
         case "cosine":
-            progress = (step - warmup) / (steps - warmup)
-            factor = lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
+            factor = _cosine((step - warmup) / (steps - warmup), lowest)
+        case "restarts":
+            assert config.restart_epochs is not None
+            length = config.restart_epochs * steps / config.epochs
+            position = step - warmup + 0.0
+            while position >= length:
+                position, length = position - length, 2 * length
+            factor = _cosine(position / length, lowest)
         case "plateau":
             stale = stale_epochs(validation_losses, config.min_delta)
             falls = sum(epochs > 0 and epochs % PLATEAU_EPOCHS == 0 for epochs in stale)
             factor = max(lowest, PLATEAU_FACTOR**falls)
     return config.learning_rate * factor
+
+
+def _cosine(progress: float, lowest: float) -> float:
+    return lowest + (1 - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

@@ -1,0 +1,95 @@
+"""Trainings on a Ray cluster: one task a symbol, tried again elsewhere where its node is lost.
+
+Nodes need not share a disk: a task gives its result back, and the machine that asked stores it. Needs the extra
+`mambakit[ray]`, and mambakit on every node.
+"""
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mambakit.errors import MambakitError
+from mambakit.forecast.engines import DONE, FAILED, Event, Failure, Job, OnEpoch, Success, reason_of
+
+_SECONDS_TO_ANSWER = 5.0
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Jobs as Ray tasks, a core (and share of a GPU) each.
+
+    Args:
+        address: of a running cluster, such as "auto" or "ray://host:10001"; None starts Ray on this machine, or joins
+            what RAY_ADDRESS names.
+        num_gpus: share of a GPU that a task gets to itself.
+        retries: how often a task is started again whose node or process was lost.
+    """
+
+    address: str | None = None
+    num_gpus: float = 0.0
+    retries: int = 3
+
+    @property
+    def sees_our_disk(self) -> bool:
+        return False
+
+    def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> Iterator[Event]:
+        """See `mambakit.forecast.engines.Engine`; epochs are not heard of."""
+        ray = _import_ray()
+        started_here = not ray.is_initialized()
+        if started_here:
+            _connect(ray, self.address)
+        try:
+            task = ray.remote(num_cpus=1, num_gpus=self.num_gpus, max_retries=self.retries)(_work)
+            started = time.perf_counter()
+            symbols = {task.remote(job): job.symbol for job in jobs}
+            while symbols:
+                (ended,), _ = ray.wait(list(symbols), num_returns=1)
+                yield _event(ray, ended, symbols.pop(ended), started)
+        finally:
+            if started_here:
+                ray.shutdown()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise MambakitError("--engine ray needs Ray: pip install 'mambakit[ray]'") from error
+    return ray
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    try:
+        _require_answer(address)
+        ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
+    except OSError as error:  # ConnectionError among them
+        raise MambakitError(f"no Ray cluster at {address!r}: start one with `ray start --head`") from error
+
+
+def _require_answer(address: str | None) -> None:
+    """Raise OSError where nothing listens at host:port; Ray itself would try for two minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
+
+
+def _event(ray: Any, ended: Any, symbol: str, started: float) -> Event:
+    try:
+        kind, content, seconds = ray.get(ended)
+    except ray.exceptions.RayError as error:
+        lost = f"its node or process was lost, and so were all retries ({type(error).__name__})"
+        return Failure(symbol, lost, time.perf_counter() - started)
+    return Success(symbol, content, seconds) if kind == DONE else Failure(symbol, content, seconds)
+
+
+def _work(job: Job) -> tuple[str, Any, float]:
+    """What a task does; errors of the job itself are no reason to try again, and so are results."""
+    started = time.perf_counter()
+    try:
+        kind, content = DONE, job.run(None, True)
+    except Exception as error:
+        kind, content = FAILED, reason_of(error)
+    return kind, content, time.perf_counter() - started
