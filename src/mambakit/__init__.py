@@ -19,7 +19,7 @@ import torch  # noqa: F401
 
 __version__ = "0.1.0"
 
-_ROOMS = ("ops", "nn", "training", "export", "forecast", "stream", "cli")
+_ROOMS = ("ops", "nn", "training", "export", "forecast", "stream", "compat", "cli")
 
 
 def __getattr__(name: str) -> ModuleType:
