@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mambakit import __version__ as _own_version
+from mambakit.compat.adaptation import ADAPTED, adapted_spec
 
 # Of which releases the interfaces are; the local part says whose code it is.
 VERSIONS = {
@@ -71,10 +72,12 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, packages: Iterable[str]) -> None:
         self.packages = frozenset(packages)
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> StandIn | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         package = fullname.partition(".")[0]
         if package not in self.packages:
-            return None
+            return adapted_spec(fullname, path) if fullname in ADAPTED else None
         if fullname not in MODULES:
             served = ", ".join(name for name in MODULES if name.startswith(package))
             raise ModuleNotFoundError(f"mambakit has no stand-in for {fullname}; it has {served}", name=fullname)

@@ -86,7 +86,8 @@ def mamba_inner_fn(
     """A Mamba-1 mixer from the output of its in-projection, xz (batch, 2 dim, length), to that of its out-projection.
 
     conv1d_weight is (dim, 1, width); B and C, where given, don't depend on the input (or have the shapes of
-    `selective_scan_fn`). `checkpoint_lvl`, 0 or 1, is about memory alone. Returns (batch, length, d_model).
+    `selective_scan_fn`). b_rms_weight and c_rms_weight (state,) are of RMS norms on B and C, and dt_rms_weight (dim,)
+    of one on delta, after its projection. `checkpoint_lvl`, 0 or 1, is about memory alone. Returns (batch, length, d_model).
     """
     if checkpoint_lvl not in (0, 1):
         raise NotServed(f"checkpoint_lvl must be 0 or 1, got {checkpoint_lvl}")
@@ -106,15 +107,23 @@ def mamba_inner_fn(
         C = C if C_proj_bias is None else C + C_proj_bias.to(C.dtype)[:, None]
     elif C_proj_bias is not None:
         raise NotServed("C_proj_bias is for a C made of the input: leave C out, or add the bias to it")
-    if dt_rms_weight is not None:
-        dt = ops.rms_norm(dt, dt_rms_weight, eps=b_c_dt_rms_eps)
     if b_rms_weight is not None:
         B = ops.rms_norm(B.transpose(-1, -2), b_rms_weight, eps=b_c_dt_rms_eps).transpose(-1, -2)
     if c_rms_weight is not None:
         C = ops.rms_norm(C.transpose(-1, -2), c_rms_weight, eps=b_c_dt_rms_eps).transpose(-1, -2)
-    delta = F.linear(dt, delta_proj_weight).transpose(1, 2)
+    delta = F.linear(dt, delta_proj_weight)
+    if dt_rms_weight is not None:
+        delta = ops.rms_norm(delta, dt_rms_weight, eps=b_c_dt_rms_eps)
     y = selective_scan_fn(
-        u.transpose(1, 2), delta, A, B, C, D, z.transpose(1, 2), delta_bias, delta_softplus=delta_softplus
+        u.transpose(1, 2),
+        delta.transpose(1, 2),
+        A,
+        B,
+        C,
+        D,
+        z.transpose(1, 2),
+        delta_bias,
+        delta_softplus=delta_softplus,
     )
     assert isinstance(y, Tensor)
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
