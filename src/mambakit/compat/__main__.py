@@ -29,15 +29,15 @@ def main(arguments: list[str]) -> int:
     program = arguments[0]
     if not as_module and not Path(program).is_file():
         return _refuse(f"{program} is not a file. {USAGE}")
+    # Before the packages are looked for: a real one may lie beside the program.
+    sys.path[0] = str(Path.cwd() if as_module else Path(program).resolve().parent)
     kept = set(VERSIONS) - set(install(force))
     if kept:
         print(f"{', '.join(sorted(kept))} is really installed and stays; --force stands in for it", file=sys.stderr)
     sys.argv = arguments
     if as_module:
-        sys.path[0] = str(Path.cwd())
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     else:
-        sys.path[0] = str(Path(program).resolve().parent)
         runpy.run_path(program, run_name="__main__")
     return 0
 

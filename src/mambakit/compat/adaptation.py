@@ -1,7 +1,8 @@
 """Where a library's use of mamba_ssm gives another result than the library without it, and is put right.
 
 transformers' FalconMamba normalises the step before its projection, but in training mode it hands the norm to
-`mamba_inner_fn`, which normalises after it: with mamba_ssm, training and evaluation are two functions. The mixer takes a None from that function for "no such kernel" and goes on with the others, convolution and scan, which
+`mamba_inner_fn`, which normalises after it: with mamba_ssm, training and evaluation are two functions.
+The mixer takes a None from that function for "no such kernel" and goes on with the others, convolution and scan, which
 are then used in both modes; so that is what it gets.
 """
 

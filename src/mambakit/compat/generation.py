@@ -47,7 +47,7 @@ def sample(logits: Tensor, top_k: int = 1, top_p: float = 0.0, min_p: float = 0.
     return torch.multinomial(logits.softmax(-1), 1)[:, 0]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(
     input_ids: Tensor,
     model: Any,

@@ -87,7 +87,9 @@ def mamba_inner_fn(
 
     conv1d_weight is (dim, 1, width); B and C, where given, don't depend on the input (or have the shapes of
     `selective_scan_fn`). b_rms_weight and c_rms_weight (state,) are of RMS norms on B and C, and dt_rms_weight (dim,)
-    of one on delta, after its projection. `checkpoint_lvl`, 0 or 1, is about memory alone. Returns (batch, length, d_model).
+    of one on delta, after its projection. `checkpoint_lvl`, 0 or 1, is about memory alone.
+
+    Returns (batch, length, d_model).
     """
     if checkpoint_lvl not in (0, 1):
         raise NotServed(f"checkpoint_lvl must be 0 or 1, got {checkpoint_lvl}")
