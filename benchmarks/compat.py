@@ -15,7 +15,7 @@ import mambakit.compat
 from benchmarks.families import FAMILIES, VOCABULARY, make, modeling_of
 from benchmarks.timing import Pace, take_turns
 
-PACE = Pace(turns=5, least_turns=2, turn_seconds=0.0, budget_seconds=20.0)
+PACE = Pace(turns=5, least_turns=2, turn_seconds=0.001, budget_seconds=20.0)
 PROMPT, NEW = 16, 24
 
 

@@ -103,7 +103,9 @@ def make(family: str, modeling: ModuleType, **sizes: int) -> torch.nn.Module:
     config = getattr(configuration, f"{FAMILIES[family]}Config")(**sizes_of(family, **sizes))
     torch.manual_seed(0)
     model: torch.nn.Module = getattr(modeling, f"{FAMILIES[family]}ForCausalLM")(config)
-    for weight in model.parameters():
+    for name, weight in model.named_parameters():
         if weight.dim() > 1 and weight.requires_grad:
             torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5 / 2)
+        elif name.endswith("conv1d.bias"):
+            torch.nn.init.normal_(weight, std=0.5)
     return model

@@ -31,6 +31,11 @@ def results(family: str) -> dict[str, Any]:
         for name, weight in model.named_parameters():
             if weight.grad is not None:
                 found[f"{mode} gradient of {name}"] = weight.grad
+    model.train()
+    mask = torch.ones_like(tokens)
+    mask[0, :5] = 0
+    padded = model(tokens, attention_mask=mask, use_cache=False).logits
+    found["logits beside padding"] = padded[mask.bool()].detach()
     options = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": NEW, "do_sample": False}
     found["generated"] = model.generate(tokens, **options)
     found["calls"] = calls

@@ -321,3 +321,14 @@ def test_the_split_function_of_mamba_2_is_the_mixer_between_its_projections(mlp:
 def test_the_split_function_refuses_an_unknown_activation() -> None:
     with pytest.raises(NotServed, match="activation"):
         mamba_split_conv1d_scan_combined(*[randn(1)] * 6, chunk_size=4, activation="relu")
+
+
+def test_a_state_of_one_head_takes_rows_without_the_axis_of_heads() -> None:
+    state = randn(BATCH, 1, DIM, STATE)
+    x, dt, z = randn(3, BATCH, DIM)
+    A, (B, C), (D, dt_bias) = -rand(DIM, STATE), randn(2, BATCH, STATE), randn(2, DIM)
+    same = state[:, 0].clone()
+    expected = selective_state_update(same, x, dt, A, B, C, D, z, dt_bias, dt_softplus=True)
+    y = selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus=True)
+    assert_same(y, expected[:, None])
+    assert_same(state, same[:, None])

@@ -1,9 +1,11 @@
-"""Where a library's use of mamba_ssm gives another result than the library without it, and is put right.
+"""Where transformers with mamba_ssm computes another function than transformers without it, and is put right.
 
-transformers' FalconMamba normalises the step before its projection, but in training mode it hands the norm to
-`mamba_inner_fn`, which normalises after it: with mamba_ssm, training and evaluation are two functions.
-The mixer takes a None from that function for "no such kernel" and goes on with the others, convolution and scan, which
-are then used in both modes; so that is what it gets.
+In training its mixers hand a whole layer to one fused function, and so lose two things that they do everywhere else:
+the positions of padding are no longer set to zero after the convolution, whose bias then reaches the states of the
+tokens that follow; and FalconMamba's norm of the step comes after its projection in place of before. The mixers take a
+None from the fused function for "no such kernel" and go on with convolution and scan, each by its kernel, in training
+as in evaluation. Their own fallbacks return that None, and are put back. Nothing is lost: here the fused functions are
+convolution and scan one after the other, too.
 """
 
 import importlib.abc
@@ -11,11 +13,16 @@ import importlib.machinery
 from collections.abc import Sequence
 from types import ModuleType
 
-ADAPTED = {"transformers.models.falcon_mamba.modeling_falcon_mamba": "mamba_inner_fn"}
+FUSED = ("mamba_inner_fn", "mamba2_split_conv1d_scan_combined")
+
+
+def is_adapted(fullname: str) -> bool:
+    """Whether a module may hand whole layers to a fused function: the modeling files of transformers."""
+    return fullname.startswith("transformers.models.") and ".modeling_" in fullname
 
 
 def adapted_spec(fullname: str, path: Sequence[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """The spec of one of the modules in ADAPTED; None where it is not there."""
+    """The spec of such a module; None where it is not there."""
     spec = importlib.machinery.PathFinder.find_spec(fullname, path)
     if spec is not None and spec.loader is not None:
         spec.loader = _Loader(spec.loader)
@@ -23,7 +30,7 @@ def adapted_spec(fullname: str, path: Sequence[str] | None) -> importlib.machine
 
 
 class _Loader(importlib.abc.Loader):
-    """Loads a module as `real` does, then withdraws the function."""
+    """Loads a module as `real` does, then puts its own fallbacks back for the fused functions."""
 
     def __init__(self, real: importlib.abc.Loader) -> None:
         self.real = real
@@ -36,10 +43,7 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.real.exec_module(module)
-        name = ADAPTED[module.__name__]
-        if hasattr(module, name):
-            setattr(module, name, _no_such_kernel)
-
-
-def _no_such_kernel(*arguments: object, **named: object) -> None:
-    """What transformers takes for: none."""
+        for name in FUSED:
+            # Releases before the fallbacks have none to put back, and keep the function.
+            if (fallback := getattr(getattr(module, name, None), "__wrapped__", None)) is not None:
+                setattr(module, name, fallback)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mambakit import __version__ as _own_version
-from mambakit.compat.adaptation import ADAPTED, adapted_spec
+from mambakit.compat.adaptation import adapted_spec, is_adapted
 
 # Of which releases the interfaces are; the local part says whose code it is.
 VERSIONS = {
@@ -77,7 +77,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         package = fullname.partition(".")[0]
         if package not in self.packages:
-            return adapted_spec(fullname, path) if fullname in ADAPTED else None
+            return adapted_spec(fullname, path) if is_adapted(fullname) else None
         if fullname not in MODULES:
             served = ", ".join(name for name in MODULES if name.startswith(package))
             raise ModuleNotFoundError(f"mambakit has no stand-in for {fullname}; it has {served}", name=fullname)

@@ -163,6 +163,11 @@ def selective_state_update(
         state[rows] = own
         return y
     B, C = (t[:, None] if t.dim() == 2 else t for t in (B, C))
+    if state.dim() == 4:
+        x, dt = (t[:, None] if t.dim() == 2 else t for t in (x, dt))
+        z = z[:, None] if z is not None and z.dim() == 2 else z
+        A = A[None] if A.dim() == 2 else A
+        D, dt_bias = (t[None] if t is not None and t.dim() == 1 else t for t in (D, dt_bias))
     if state.dim() == 4 and _one_number_a_head(A, dt, dt_bias):
         y, final = ops.ssd_step(
             state,
