@@ -23,7 +23,17 @@ FAMILIES = {
 }
 
 
-def sizes_of(family: str, hidden: int = 32, state: int = 8, chunk: int = 8) -> dict[str, Any]:
+# What leaves a hybrid family its recurrent layers alone.
+WITHOUT_ATTENTION: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": []},
+    "nemotron_h": {"layers_block_type": ["mamba"] * 3},
+    "granitemoehybrid": {"layer_types": ["mamba"] * 2},
+}
+
+
+def sizes_of(
+    family: str, hidden: int = 32, state: int = 8, chunk: int = 8, *, attention: bool = True
+) -> dict[str, Any]:
     """What the configuration of a family takes; d_inner is 2 hidden, in heads of 16."""
     heads = hidden // 8
     common = {"vocab_size": VOCABULARY, "hidden_size": hidden, "num_hidden_layers": 2}
@@ -87,7 +97,7 @@ def sizes_of(family: str, hidden: int = 32, state: int = 8, chunk: int = 8) -> d
         },
         "falcon_h1": {**hybrid, **inner, "mamba_d_ssm": 2 * hidden, "head_dim": 8},
     }
-    return {**common, **tokens, **own[family]}
+    return {**common, **tokens, **own[family], **({} if attention else WITHOUT_ATTENTION[family])}
 
 
 def modeling_of(family: str) -> ModuleType:
@@ -97,7 +107,7 @@ def modeling_of(family: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def make(family: str, modeling: ModuleType, **sizes: int) -> torch.nn.Module:
+def make(family: str, modeling: ModuleType, **sizes: Any) -> torch.nn.Module:
     """A model of `sizes_of`, with the same weights at every call, all large enough to count."""
     configuration = importlib.import_module(f"transformers.models.{family}.configuration_{family}")
     config = getattr(configuration, f"{FAMILIES[family]}Config")(**sizes_of(family, **sizes))

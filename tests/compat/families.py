@@ -1,7 +1,7 @@
 """What the nine families of transformers compute, with the stand-ins or without.
 
 Run as a program, `python -m tests.compat.families FILE [--stand-ins]`, it writes each family's logits, gradients and
-generated tokens to FILE: a modeling file looks for its kernels once, so before and after are two processes.
+generated tokens (and with the stand-ins, logits of packed sequences) to FILE: a modeling file looks for its kernels once, so before and after are two processes.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from benchmarks.families import FAMILIES, VOCABULARY, make, modeling_of
+from benchmarks.families import FAMILIES, VOCABULARY, WITHOUT_ATTENTION, make, modeling_of
 
 LENGTH, BATCH, NEW = 21, 2, 6
 
@@ -40,6 +40,16 @@ def results(family: str) -> dict[str, Any]:
     found["generated"] = model.generate(tokens, **options)
     found["calls"] = calls
     return found
+
+
+def packed(family: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of two sequences in one row, marked by seq_idx, and of each alone."""
+    model = make(family, modeling_of(family), attention=False).train()
+    tokens, cut = torch.randint(2, VOCABULARY, (1, LENGTH)), 8
+    seq_idx = (torch.arange(LENGTH) >= cut).int()[None]
+    together = model(tokens, seq_idx=seq_idx, use_cache=False).logits
+    alone = [model(part, use_cache=False).logits for part in (tokens[:, :cut], tokens[:, cut:])]
+    return together.detach(), torch.cat(alone, 1).detach()
 
 
 def _count_calls(modeling: ModuleType) -> dict[str, int]:
@@ -71,7 +81,10 @@ def main() -> None:
         import mambakit.compat
 
         mambakit.compat.install()
-    torch.save({family: results(family) for family in FAMILIES}, options.file)
+    found = {family: results(family) for family in FAMILIES}
+    if options.stand_ins:
+        found["packed"] = {family: packed(family) for family in WITHOUT_ATTENTION}
+    torch.save(found, options.file)
 
 
 if __name__ == "__main__":

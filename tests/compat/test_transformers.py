@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.families import FAMILIES
+from benchmarks.families import FAMILIES, WITHOUT_ATTENTION
 from tests.compat.agreement import assert_same
 from tests.compat.families import LENGTH, NEW
 
@@ -71,3 +71,10 @@ def test_generated_tokens_are_those_of_transformers_alone(family: str, results: 
 def test_convolution_scan_and_steps_are_served(family: str, results: dict) -> None:
     assert results["before"][family]["calls"] == {}
     assert set(results["after"][family]["calls"]) == SERVED[family]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", WITHOUT_ATTENTION)
+def test_packed_sequences_are_kept_apart(family: str, results: dict) -> None:
+    together, alone = results["after"]["packed"][family]
+    assert_same(together, alone, 1e-5)
