@@ -1,7 +1,8 @@
 """What the nine families of transformers compute, with the stand-ins or without.
 
 Run as a program, `python -m tests.compat.families FILE [--stand-ins]`, it writes each family's logits, gradients and
-generated tokens (and with the stand-ins, logits of packed sequences) to FILE: a modeling file looks for its kernels once, so before and after are two processes.
+generated tokens (and with the stand-ins, logits of packed sequences) to FILE: a modeling file looks for its kernels
+once, so before and after are two processes.
 """
 
 import argparse
