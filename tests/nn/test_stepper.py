@@ -431,3 +431,16 @@ def test_a_stepper_serves_inside_and_outside_of_inference_mode(layer: Backbone, 
     state = stepper.state
     stepper(torch.randn(1, WIDTH))
     stepper.load(state)
+
+
+def test_falcon_mambas_norms_and_active_dropout_are_left_to_the_layers() -> None:
+    normed = Backbone(16, 1, mixer_options={"d_state": 4, "b_c_dt_rms_eps": 1e-6}).eval()
+    assert "b_c_dt_rms_eps" in Stepper(normed).reason
+    x = torch.randn(1, 5, 16)
+    stepper = Stepper(normed)
+    steps = torch.stack([stepper(x[:, t]) for t in range(5)], dim=1)
+    torch.testing.assert_close(steps, normed(x)[0])
+    dropping = Backbone(16, 1, dropout=0.5)
+    assert "dropout is active" in Stepper(dropping).reason
+    assert "dropout" not in Stepper(dropping.eval()).reason
+    assert not torch.equal(dropping.train()(x)[0], dropping(x)[0])

@@ -37,6 +37,7 @@ class Backbone(nn.Module):
             name of the mixer.
         d_intermediate: width of a gated MLP after every mixer; 0 for none.
         norm_eps: added to the mean square in every RMS norm of the blocks.
+        dropout: share of what each block adds to the residual that is dropped in training.
         device, dtype: of the parameters.
 
     >>> backbone = Backbone(d_model=32, n_layer=2, mixer_options={"d_state": 8})
@@ -55,6 +56,7 @@ class Backbone(nn.Module):
         *,
         d_intermediate: int = 0,
         norm_eps: float = 1e-5,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class Backbone(nn.Module):
                 d_model,
                 d_intermediate=d_intermediate,
                 norm_eps=norm_eps,
+                dropout=dropout,
                 device=device,
                 dtype=dtype,
             )

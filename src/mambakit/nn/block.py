@@ -43,6 +43,7 @@ class Block(nn.Module):
         d_model: its width.
         d_intermediate: width of a gated MLP after the mixer, with a norm and a residual of its own; 0 for none.
         norm_eps: added to the mean square in the RMS norms.
+        dropout: share of what is added to the residual that is dropped in training.
         device, dtype: of the parameters.
     """
 
@@ -53,10 +54,12 @@ class Block(nn.Module):
         *,
         d_intermediate: int = 0,
         norm_eps: float = 1e-5,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.dropout = dropout
         self.norm = nn.RMSNorm(d_model, eps=norm_eps, device=device, dtype=dtype)
         self.mixer = mixer
         self.norm2, self.mlp = None, None
@@ -68,7 +71,8 @@ class Block(nn.Module):
         """hidden (batch, length, d_model); the sum that is returned is float32 at least."""
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         y, state = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), state, cu_seqlens=cu_seqlens)
-        residual = residual + y
+        residual = residual + F.dropout(y, self.dropout, self.training)
         if self.norm2 is not None and self.mlp is not None:
-            residual = residual + self.mlp(self.norm2(residual.to(self.norm2.weight.dtype)))
+            y = self.mlp(self.norm2(residual.to(self.norm2.weight.dtype)))
+            residual = residual + F.dropout(y, self.dropout, self.training)
         return residual, state

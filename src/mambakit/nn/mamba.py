@@ -13,6 +13,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit import ops
@@ -49,6 +50,8 @@ class Mamba(KeepsFloat32):
         dt_min, dt_max, dt_init_floor: initial steps are drawn log-uniformly between the first two, not below the third.
         dt_scale: factor on the spread of dt_proj's initial weights.
         conv_bias, bias: whether the convolution and the in- and out-projections have biases.
+        b_c_dt_rms_eps: what FalconMamba adds to the mean square where it divides dt, B and C, each by the root of its
+            own; None leaves them as they are.
         device, dtype: of the parameters; those of rates and steps are float32 at least.
     """
 
@@ -68,6 +71,7 @@ class Mamba(KeepsFloat32):
         dt_scale: float = 1.0,
         conv_bias: bool = True,
         bias: bool = False,
+        b_c_dt_rms_eps: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -75,6 +79,7 @@ class Mamba(KeepsFloat32):
         if isinstance(dt_rank, str) and dt_rank != "auto":
             raise ValueError(f"dt_rank must be a number or 'auto', got {dt_rank!r}")
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
+        self.b_c_dt_rms_eps = b_c_dt_rms_eps
         self.d_inner = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
         made: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -128,6 +133,8 @@ class Mamba(KeepsFloat32):
             cu_seqlens=cu_seqlens,
         )
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        if self.b_c_dt_rms_eps is not None:
+            dt, B, C = (F.rms_norm(t, t.shape[-1:], eps=self.b_c_dt_rms_eps).to(t.dtype) for t in (dt, B, C))
         y, ssm = ops.selective_scan(
             u,
             self.dt_proj(dt),

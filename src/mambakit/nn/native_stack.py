@@ -33,6 +33,10 @@ def refusal(layer: nn.Module) -> str:
             return f"{type(module).__name__} is not among the modules that it knows"
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{type(module).__name__} has hooks, which it would not call"
+        if isinstance(module, Mamba) and module.b_c_dt_rms_eps is not None:
+            return "b_c_dt_rms_eps is set, and it does not norm dt, B and C"
+        if isinstance(module, Block) and module.dropout and module.training:
+            return "dropout is active: call eval() on the layer"
     for name, parameter in layer.named_parameters():
         if parameter.dtype not in _DTYPES:
             return f"{name} is {parameter.dtype}"
