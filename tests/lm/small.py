@@ -26,10 +26,12 @@ FAMILIES: dict[str, dict] = {
 
 def model_of(family: str, **settings: object) -> MambaForCausalLM:
     """A model of ours with random weights, in eval mode."""
-    whole = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, **FAMILIES[family], **settings}
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "tie_word_embeddings": False}
+    whole = {**sizes, **FAMILIES[family], **settings}
     model = MambaForCausalLM(MambaConfig(**whole)).eval()
     with torch.no_grad():  # so that logits differ by more than rounding
-        model.get_input_embeddings().weight.mul_(20)
+        for weight in {model.get_input_embeddings().weight, model.lm_head.weight}:
+            weight.mul_(20)
     return model
 
 

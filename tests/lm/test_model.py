@@ -178,7 +178,7 @@ def test_wrong_calls_are_refused() -> None:
 
 
 def test_embeddings_can_be_resized() -> None:
-    model = model_of("mamba")
+    model = model_of("mamba", tie_word_embeddings=True)
     model.resize_token_embeddings(VOCABULARY + 8)
     assert model(tokens(1, 3)).logits.shape[-1] == VOCABULARY + 8
     assert model.lm_head.weight is model.backbone.embeddings.weight
