@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 
 from mambakit import __version__
-from mambakit.cli import forecast, stream
+from mambakit.cli import forecast, lm, stream
 from mambakit.cli.doctor import doctor
 from mambakit.errors import MambakitError
 
 app = typer.Typer(
     name="mambakit",
-    help="Selective state-space models that install anywhere: forecasting and streaming, from training to prediction.",
+    help="Selective state-space models that install anywhere: forecasting, streaming and language.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(forecast.app, name="forecast")
 app.add_typer(stream.app, name="stream")
+app.add_typer(lm.app, name="lm")
 app.command()(doctor)
 
 

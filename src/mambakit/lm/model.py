@@ -388,7 +388,7 @@ class MambaForCausalLM(MambaPreTrainedModel, GenerationMixin):
         output = MambaCausalLMOutput(loss, logits, outputs.past_key_values, outputs.hidden_states)
         return output if return_dict is None or return_dict else output.to_tuple()
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What `generate` calls the model with."""
         kwargs.pop("tokenizer", None)  # that of stop_strings, which it leaves among the model's arguments
         return super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]

@@ -47,6 +47,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, quiet: bool = Fals
     return _wrapped(tokenizer, use_regex=True)
 
 
+def tokenizer_from_json(text: str) -> PreTrainedTokenizerFast:
+    """A trained tokenizer again, from the text of its tokenizer.json."""
+    return _wrapped(Tokenizer.from_str(text), use_regex=True)
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer beside a model; raises ArtefactError where there is none."""
     if not (Path(folder) / "tokenizer.json").is_file():

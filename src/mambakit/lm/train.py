@@ -1,0 +1,180 @@
+"""Training a language model from scratch, on windows of a token stream.
+
+    loss = mean of -log p(next token | tokens before it in its document and window), in nats
+
+A budget in minutes becomes a number of epochs before training starts, by timing a few steps, and is stored with the
+run; so the schedule is known from the first step and a resumed run repeats it.
+"""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambakit.errors import ArtefactError, DataError
+from mambakit.lm.config import MambaConfig
+from mambakit.lm.data import TokenStream, Windows
+from mambakit.lm.model import MambaForCausalLM
+from mambakit.training import TrainingConfig, TrainingRecord, fit
+from mambakit.training.artefacts import read_json, write_json
+from mambakit.training.optimizer import make_optimizer
+from mambakit.training.processes import decided_by_first
+
+# Byte-level text of a megabyte, two cores, twenty minutes.
+LM_TRAINING = TrainingConfig.model_validate(
+    {
+        "epochs": 10,
+        "batch_size": 16,
+        "learning_rate": 2e-3,
+        "weight_decay": 0.1,
+        "warmup_fraction": 0.05,
+        "min_learning_rate_ratio": 0.05,
+        "patience": None,
+    }
+)
+_TIMED_STEPS = 6
+_WARM_UP_STEPS = 2
+_VALIDATIONS = 10  # of a run with a budget
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is: epochs of so many windows."""
+
+    epochs: int
+    windows: int
+
+
+def untrained(config: MambaConfig, seed: int) -> MambaForCausalLM:
+    """A model with initial weights drawn by the seed; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MambaForCausalLM(config)
+
+
+def train(
+    model: MambaForCausalLM,
+    training: TokenStream,
+    validation: TokenStream,
+    settings: TrainingConfig,
+    *,
+    context: int,
+    minutes: float | None = None,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> TrainingRecord:
+    """Train in place; the model ends with the weights of its best epoch.
+
+    Args:
+        settings: `epochs` are passes over the tokens; with `minutes` they follow from that.
+        context: tokens of a window.
+        minutes: about how long to train.
+        run_dir, resume: as in `mambakit.training.fit`.
+
+    Raises DataError for texts shorter than a window, and what `fit` raises.
+    """
+    held_out = Windows(validation, context)
+    objective = make_objective(context)
+    plan = decided_by_first(
+        lambda: _plan(model, training, held_out, settings, context, minutes, run_dir if resume else None)
+    )
+    if run_dir is not None:
+        decided_by_first(lambda: write_json(run_dir / "plan.json", plan.__dict__))
+    windows = Windows(training, context, samples=plan.windows, slack=_slack(training, context))
+    return fit(
+        model,
+        objective,
+        windows,
+        held_out,
+        settings.model_copy(update={"epochs": plan.epochs}),
+        run_dir=run_dir,
+        resume=resume,
+        quiet=quiet,
+        description="training",
+    )
+
+
+def make_objective(context: int) -> Any:
+    """The loss of a batch of windows; in training each batch is shifted by a draw of torch's generator."""
+
+    def objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        slack = batch["tokens"].shape[1] - context
+        shift = int(torch.randint(slack + 1, ())) if slack and model.training else 0
+        tokens, starts = (batch[name][:, shift : shift + context] for name in ("tokens", "starts"))
+        if not starts[:, 1:].any():
+            return model(input_ids=tokens, labels=tokens, use_cache=False).loss, {}
+        # Documents in a row are read as a pack, each on its own.
+        heads = starts.clone()
+        heads[:, 0] = True
+        bounds = torch.cat([heads.flatten().nonzero()[:, 0], torch.tensor([tokens.numel()], device=tokens.device)])
+        flat = tokens.reshape(1, -1)
+        return model(input_ids=flat, labels=flat, cu_seqlens=bounds, use_cache=False).loss, {}
+
+    return objective
+
+
+def _plan(
+    model: MambaForCausalLM,
+    training: TokenStream,
+    held_out: Windows,
+    settings: TrainingConfig,
+    context: int,
+    minutes: float | None,
+    resumed: Path | None,
+) -> Plan:
+    if resumed is not None and (resumed / "plan.json").is_file():
+        stored = read_json(resumed / "plan.json")
+        try:
+            return Plan(**stored)
+        except TypeError as error:
+            raise ArtefactError(f"{resumed / 'plan.json'} is damaged: {json.dumps(stored)[:80]}") from error
+    once = max(1, len(training.tokens) // context)
+    if minutes is None:
+        return Plan(settings.epochs, once)
+    if minutes <= 0:
+        raise DataError(f"minutes must be above 0, got {minutes}")
+    seconds_a_step, seconds_a_validation = _timed(model, training, held_out, settings, context)
+    steps = max(1.0, (60 * minutes - (_VALIDATIONS + 1) * seconds_a_validation) / seconds_a_step)
+    return Plan(_VALIDATIONS, max(settings.batch_size, round(steps / _VALIDATIONS) * settings.batch_size))
+
+
+def _timed(
+    model: MambaForCausalLM, training: TokenStream, held_out: Windows, settings: TrainingConfig, context: int
+) -> tuple[float, float]:
+    """Seconds of a step and of a validation, taken on a copy of the model."""
+    from accelerate import Accelerator
+
+    device = Accelerator(mixed_precision=settings.mixed_precision).device
+    trial = copy.deepcopy(model).to(device).train()
+    optimizer, objective = make_optimizer(trial, settings), make_objective(context)
+    windows = Windows(training, context, slack=_slack(training, context))
+    half = settings.mixed_precision != "no"
+    times = []
+    for step in range(_WARM_UP_STEPS + _TIMED_STEPS):
+        started = time.perf_counter()
+        indices = (torch.arange(settings.batch_size) + step * settings.batch_size) % len(windows)
+        batch = {name: tensor.to(device) for name, tensor in windows.batch(indices).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss, _ = objective(trial, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the device
+        times.append(time.perf_counter() - started)
+    seconds = sum(times[_WARM_UP_STEPS:]) / _TIMED_STEPS
+    # Reading costs about a third of a step.
+    validations = math.ceil(len(held_out) / settings.batch_size)
+    return seconds, validations * seconds / 3
+
+
+def _slack(stream: TokenStream, context: int) -> int:
+    """As far as a window may be shifted: its own length, or what a short text leaves."""
+    return max(0, min(context, len(stream.tokens) - context))

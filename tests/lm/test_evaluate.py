@@ -1,0 +1,37 @@
+"""Evaluation carries the state through each document, whatever the chunks."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tests.lm.small import model_of
+
+from mambakit.errors import DataError
+from mambakit.lm import byte_tokenizer
+from mambakit.lm.data import tokenize
+from mambakit.lm.evaluate import evaluate
+from mambakit.lm.workflow import text_bytes
+
+TEXTS = ["first text é", "x", "and a second"]
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_every_token_but_a_document_s_first_is_predicted_from_all_before_it(chunk: int, tmp_path: Path) -> None:
+    tokenizer, model = byte_tokenizer(), model_of("mamba2", vocab_size=264)
+    stream = tokenize((iter([text]) for text in TEXTS), tokenizer, tmp_path)
+    found = evaluate(model, stream, text_bytes(stream, tokenizer), chunk=chunk)
+    nats = 0.0
+    for text in TEXTS:
+        ids = torch.tensor([[*text.encode(), 256]])
+        nats += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+    assert found.nats == pytest.approx(nats, rel=1e-5)
+    assert found.tokens == found.text_bytes == sum(len(text.encode()) for text in TEXTS)
+    assert found.perplexity == pytest.approx(math.exp(nats / found.tokens), rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats / found.tokens / math.log(2), rel=1e-5)
+
+
+def test_a_text_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    stream = tokenize([iter(["ab"])], byte_tokenizer(), tmp_path)
+    with pytest.raises(DataError, match="wrong tokenizer"):
+        evaluate(model_of("mamba"), stream, 2)
