@@ -81,6 +81,13 @@ def test_a_published_mamba_config_is_read_with_the_defaults_that_it_leaves_out(t
     assert MambaForCausalLM.from_pretrained(tmp_path).config.vocab_size == 48
 
 
+@pytest.mark.parametrize("format", ["hf", "state-spaces"])
+def test_the_settings_alone_are_read_from_either_format(format: str, tmp_path: Path) -> None:
+    model_of("mamba2").save_pretrained(tmp_path, format=format)
+    config = MambaConfig.from_pretrained(tmp_path)
+    assert (config.hidden_size, config.mixer, config.options_of("mamba2")["headdim"]) == (16, "mamba2", 8)
+
+
 def test_a_base_model_and_half_precision_are_read(tmp_path: Path) -> None:
     model = model_of("mamba")
     model.save_pretrained(tmp_path)

@@ -11,7 +11,7 @@ from tests.lm.small import model_of
 
 from mambakit.errors import DataError
 from mambakit.lm import byte_tokenizer
-from mambakit.lm.data import TokenStream, Windows, read_documents, tokenize
+from mambakit.lm.data import Draws, TokenStream, Windows, read_documents, tokenize
 from mambakit.lm.train import make_objective
 
 
@@ -55,13 +55,11 @@ def test_windows_know_where_documents_start(tmp_path: Path) -> None:
     batch = windows.batch(torch.arange(2))
     assert batch["tokens"].tolist() == [[97, 98, 256], [99, 100, 101]]
     assert batch["starts"].tolist() == [[True, False, False], [True, False, False]]
-    spread = Windows(_stream(["abcdefgh"], tmp_path / "b"), 3, samples=4, slack=1)
-    assert spread.batch(torch.arange(4))["tokens"][:, 0].tolist() == [97, 98, 100, 102]
-    assert len(spread) == 4
+    assert windows.at(torch.tensor([1]))["starts"].tolist() == [[False, False, True]]
 
 
 def test_a_window_s_loss_is_that_of_its_documents_alone() -> None:
-    model, objective = model_of("mamba", vocab_size=40).eval(), make_objective(6)
+    model, objective = model_of("mamba", vocab_size=40).eval(), make_objective()
     tokens = torch.randint(3, 40, (2, 6))
     starts = torch.zeros(2, 6, dtype=torch.bool)
     starts[0, 4] = True
@@ -74,21 +72,23 @@ def test_a_window_s_loss_is_that_of_its_documents_alone() -> None:
     assert (leaked - loss).abs() > 1e-3
 
 
-def test_training_shifts_windows_and_validation_does_not() -> None:
-    objective, seen = make_objective(4), []
+def test_every_epoch_draws_windows_from_everywhere_by_its_seed(tmp_path: Path) -> None:
+    draws = Draws(Windows(_stream(["abcdefgh"], tmp_path), 4), 3)
+    objective, seen = make_objective(draws), []
 
     def model(**inputs: torch.Tensor) -> object:
-        seen.append(int(inputs["input_ids"][0, 0]))
+        seen.extend(inputs["input_ids"][:, 0].tolist())
         return type("Output", (), {"loss": torch.tensor(0.0)})
 
-    batch = {"tokens": torch.arange(8)[None], "starts": torch.zeros(1, 8, dtype=torch.bool)}
-    model.training = True  # type: ignore[attr-defined]
     for _ in range(30):
-        objective(model, batch)
-    assert set(seen) == set(range(5))
-    model.training = False  # type: ignore[attr-defined]
-    objective(model, batch)
-    assert seen[-1] == 0
+        objective(model, draws.batch(torch.arange(3)))
+    assert set(seen) == set(range(97, 103)), "every window of four, the last with the document's end"
+    assert len(seen) == 90
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(draws.draw(20)["tokens"].tolist())
+    assert found[0] == found[1] != found[2]
 
 
 def test_files_that_can_not_be_used_are_named(tmp_path: Path) -> None:

@@ -76,6 +76,16 @@ class MambaConfig(PreTrainedConfig):
             raise DataError(f"vocab_size must be a multiple of {self.pad_vocab_size_multiple}, got {self.vocab_size}")
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Settings from a config.json, ours or one of the public formats'; `kwargs` change some."""
+        from mambakit.lm.formats import hugging_face, state_spaces
+
+        for format in (hugging_face, state_spaces):
+            if format.recognises(config_dict):
+                return super().from_dict(format.read(config_dict), **kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def mixers(self) -> list[str]:
         """The name of each layer's mixer."""

@@ -100,48 +100,66 @@ def tokenize(
 
 
 class Windows:
-    """Windows of a stream, for `mambakit.training.fit`.
-
-    A sample is `context` + `slack` tokens and where documents start among them. The windows' first tokens lie evenly
-    over the stream; with `slack`, training shifts each batch by a draw, so that no two epochs see the same windows.
+    """The windows of a stream side by side, for `mambakit.training.fit`; what is left at its end is left out.
 
     Args:
         stream: the tokens.
         context: tokens of a window.
-        samples: how many windows an epoch has; None: as many as fit side by side.
-        slack: the largest shift.
 
     Raises DataError for a stream shorter than one window.
     """
 
-    def __init__(self, stream: TokenStream, context: int, *, samples: int | None = None, slack: int = 0) -> None:
-        self.stream, self.context, self.slack = stream, context, slack
-        width = context + slack
-        if len(stream.tokens) < width:
+    def __init__(self, stream: TokenStream, context: int) -> None:
+        if len(stream.tokens) < context:
             raise DataError(
-                f"the text has {len(stream.tokens)} tokens, fewer than a window of {width}: lower the context length"
+                f"the text has {len(stream.tokens)} tokens, fewer than a window of {context}: lower the context length"
             )
-        side_by_side = len(stream.tokens) // width
-        count = samples or side_by_side
-        self.firsts = (
-            np.arange(count) * width
-            if samples is None
-            else np.linspace(0, len(stream.tokens) - width, count).astype(np.int64)
-        )
-        self.width = width
+        self.stream, self.context = stream, context
 
     def __len__(self) -> int:
-        return len(self.firsts)
+        return len(self.stream.tokens) // self.context
 
     def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """tokens (samples, context + slack) int64, and starts, of the same shape, bool."""
-        firsts = self.firsts[indices.numpy()]
-        tokens = np.stack([self.stream.tokens[first : first + self.width] for first in firsts]).astype(np.int64)
+        """tokens (samples, context) int64, and starts, of the same shape, True where a document starts."""
+        return self.at(indices * self.context)
+
+    def at(self, firsts: Tensor) -> dict[str, Tensor]:
+        """The windows that begin at these tokens."""
+        rows = firsts.numpy()
+        tokens = np.stack([self.stream.tokens[first : first + self.context] for first in rows]).astype(np.int64)
         marked = np.zeros(tokens.shape, bool)
-        for row, first in enumerate(firsts):
-            low, high = np.searchsorted(self.stream.starts, [first, first + self.width])
+        for row, first in enumerate(rows):
+            low, high = np.searchsorted(self.stream.starts, [first, first + self.context])
             marked[row, self.stream.starts[low:high] - first] = True
         return {"tokens": torch.from_numpy(tokens), "starts": torch.from_numpy(marked)}
+
+
+class Draws:
+    """So many windows an epoch, each of which begins anywhere; drawn by the objective, of torch's own generator.
+
+    `fit` seeds that generator by the epoch, so that every epoch sees other windows and a resumed run the same ones.
+
+    Args:
+        windows: what they are drawn from.
+        count: windows of an epoch.
+    """
+
+    def __init__(self, windows: Windows, count: int) -> None:
+        self.windows, self.count = windows, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """As many rows as there are indices, for the objective to replace: single tokens, which tell texts apart."""
+        return {"probe": self.windows.at(indices * self._last() // self.count)["tokens"][:, :1]}
+
+    def draw(self, count: int) -> dict[str, Tensor]:
+        """tokens and starts of windows, as those of `Windows.batch`."""
+        return self.windows.at(torch.randint(self._last() + 1, (count,)))
+
+    def _last(self) -> int:
+        return len(self.windows.stream.tokens) - self.windows.context
 
 
 def _rows(file: Path, column: str) -> Iterator[str]:

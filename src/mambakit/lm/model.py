@@ -191,6 +191,11 @@ class MambaModel(MambaPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "embeddings" and isinstance(value, nn.Module) and not isinstance(value, nn.Embedding):
+            _untie(value)
+        super().__setattr__(name, value)
+
     def get_base(self) -> "MambaModel":
         """Itself; of a model with a head the one without."""
         return self
@@ -431,6 +436,14 @@ def _document_bounds(cu_seqlens: Tensor | None, named_by_collators: dict[str, An
             raise ValueError("seq_idx needs a batch of one row")
         bounds = F.pad(torch.unique_consecutive(sequence_of_token[0], return_counts=True)[1].cumsum(0), (1, 0))
     return bounds if cu_seqlens is None else cu_seqlens
+
+
+def _untie(adapter: nn.Module) -> None:
+    """Give an adapter around the embedding a weight of its own, so that merging it leaves a tied head as it was."""
+    for module in adapter.modules():
+        if isinstance(module, nn.Embedding):
+            weight = module.weight
+            module.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
 
 
 def _check_convolutions(layers: nn.ModuleList) -> None:

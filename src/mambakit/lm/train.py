@@ -13,16 +13,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mambakit.errors import ArtefactError, DataError
 from mambakit.lm.config import MambaConfig
-from mambakit.lm.data import TokenStream, Windows
+from mambakit.lm.data import Draws, TokenStream, Windows
 from mambakit.lm.model import MambaForCausalLM
-from mambakit.training import TrainingConfig, TrainingRecord, fit
+from mambakit.training import Objective, TrainingConfig, TrainingRecord, fit
 from mambakit.training.artefacts import read_json, write_json
 from mambakit.training.optimizer import make_optimizer
 from mambakit.training.processes import decided_by_first
@@ -81,18 +80,15 @@ def train(
 
     Raises DataError for texts shorter than a window, and what `fit` raises.
     """
-    held_out = Windows(validation, context)
-    objective = make_objective(context)
-    plan = decided_by_first(
-        lambda: _plan(model, training, held_out, settings, context, minutes, run_dir if resume else None)
-    )
+    held_out, windows = Windows(validation, context), Windows(training, context)
+    plan = decided_by_first(lambda: _plan(model, windows, held_out, settings, minutes, run_dir if resume else None))
     if run_dir is not None:
         decided_by_first(lambda: write_json(run_dir / "plan.json", plan.__dict__))
-    windows = Windows(training, context, samples=plan.windows, slack=_slack(training, context))
+    draws = Draws(windows, plan.windows)
     return fit(
         model,
-        objective,
-        windows,
+        make_objective(draws),
+        draws,
         held_out,
         settings.model_copy(update={"epochs": plan.epochs}),
         run_dir=run_dir,
@@ -102,13 +98,14 @@ def train(
     )
 
 
-def make_objective(context: int) -> Any:
-    """The loss of a batch of windows; in training each batch is shifted by a draw of torch's generator."""
+def make_objective(draws: Draws | None = None) -> Objective:
+    """The loss of a batch of windows; those of an epoch of `draws` are drawn here."""
 
     def objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        slack = batch["tokens"].shape[1] - context
-        shift = int(torch.randint(slack + 1, ())) if slack and model.training else 0
-        tokens, starts = (batch[name][:, shift : shift + context] for name in ("tokens", "starts"))
+        if draws is not None and "probe" in batch:
+            drawn = draws.draw(len(batch["probe"]))
+            batch = {name: tensor.to(batch["probe"].device) for name, tensor in drawn.items()}
+        tokens, starts = batch["tokens"], batch["starts"]
         if not starts[:, 1:].any():
             return model(input_ids=tokens, labels=tokens, use_cache=False).loss, {}
         # Documents in a row are read as a pack, each on its own.
@@ -123,10 +120,9 @@ def make_objective(context: int) -> Any:
 
 def _plan(
     model: MambaForCausalLM,
-    training: TokenStream,
+    windows: Windows,
     held_out: Windows,
     settings: TrainingConfig,
-    context: int,
     minutes: float | None,
     resumed: Path | None,
 ) -> Plan:
@@ -136,26 +132,24 @@ def _plan(
             return Plan(**stored)
         except TypeError as error:
             raise ArtefactError(f"{resumed / 'plan.json'} is damaged: {json.dumps(stored)[:80]}") from error
-    once = max(1, len(training.tokens) // context)
     if minutes is None:
-        return Plan(settings.epochs, once)
+        return Plan(settings.epochs, len(windows))
     if minutes <= 0:
         raise DataError(f"minutes must be above 0, got {minutes}")
-    seconds_a_step, seconds_a_validation = _timed(model, training, held_out, settings, context)
+    seconds_a_step, seconds_a_validation = _timed(model, windows, held_out, settings)
     steps = max(1.0, (60 * minutes - (_VALIDATIONS + 1) * seconds_a_validation) / seconds_a_step)
     return Plan(_VALIDATIONS, max(settings.batch_size, round(steps / _VALIDATIONS) * settings.batch_size))
 
 
 def _timed(
-    model: MambaForCausalLM, training: TokenStream, held_out: Windows, settings: TrainingConfig, context: int
+    model: MambaForCausalLM, windows: Windows, held_out: Windows, settings: TrainingConfig
 ) -> tuple[float, float]:
     """Seconds of a step and of a validation, taken on a copy of the model."""
     from accelerate import Accelerator
 
     device = Accelerator(mixed_precision=settings.mixed_precision).device
     trial = copy.deepcopy(model).to(device).train()
-    optimizer, objective = make_optimizer(trial, settings), make_objective(context)
-    windows = Windows(training, context, slack=_slack(training, context))
+    optimizer, objective = make_optimizer(trial, settings), make_objective()
     half = settings.mixed_precision != "no"
     times = []
     for step in range(_WARM_UP_STEPS + _TIMED_STEPS):
@@ -173,8 +167,3 @@ def _timed(
     # Reading costs about a third of a step.
     validations = math.ceil(len(held_out) / settings.batch_size)
     return seconds, validations * seconds / 3
-
-
-def _slack(stream: TokenStream, context: int) -> int:
-    """As far as a window may be shifted: its own length, or what a short text leaves."""
-    return max(0, min(context, len(stream.tokens) - context))
