@@ -177,6 +177,30 @@ def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
     assert torch.equal(MambaForCausalLM.from_pretrained(tmp_path)(prompt).logits, model(prompt).logits)
 
 
+@pytest.mark.parametrize("format", ["hf", "state-spaces-bin"])
+def test_a_repository_on_the_hub_is_downloaded_without_weights_that_are_there_twice(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompt, asked = model_of("mamba"), tokens(1, 5), []
+    model.save_pretrained(tmp_path, format=format)
+
+    def download(name: str, *, allow_patterns: list[str], revision: str | None, **_: object) -> str:
+        asked.append((name, revision, "pytorch_model*.bin" in allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    again = MambaForCausalLM.from_pretrained("someone/mamba", revision="main")
+    assert torch.equal(again(prompt).logits, model(prompt).logits)
+    first = ("someone/mamba", "main", False)
+    assert asked == ([first] if format == "hf" else [first, ("someone/mamba", "main", True)])
+
+
+def test_a_repository_that_can_not_be_had_is_an_error_of_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="neither a folder here nor a repository") as caught:
+        MambaForCausalLM.from_pretrained("someone/absent", local_files_only=True, cache_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_settings_that_do_not_exist_are_refused() -> None:
     with pytest.raises(DataError, match="state_size is no setting"):
         MambaConfig(state_size=8)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from mambakit.lm.model import MambaPreTrainedModel
 
 FORMATS = ("hf", "state-spaces", "state-spaces-bin")
-_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_OLDER_FILES = ["*.json", "pytorch_model*.bin", "*.txt", "*.model"]  # downloaded only where there are no safetensors
 _SHOWN = 3  # tensors that an error names
 
 
@@ -52,7 +53,7 @@ class Source:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-        try:
+        def download(patterns: list[str]) -> Path:
             return Path(
                 snapshot_download(
                     self.name,
@@ -60,9 +61,13 @@ class Source:
                     cache_dir=self.cache_dir,
                     token=self.token,
                     local_files_only=self.local_files_only,
-                    allow_patterns=_FILES,
+                    allow_patterns=patterns,
                 )
             )
+
+        try:
+            found = download(_FILES)
+            return found if any(found.glob("*.safetensors")) else download(_OLDER_FILES)
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtefactError(

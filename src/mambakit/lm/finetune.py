@@ -16,7 +16,7 @@ from mambakit.lm.checkpoint import Source
 from mambakit.lm.data import read_documents
 from mambakit.lm.model import MambaForCausalLM
 from mambakit.lm.tokenizers import load_tokenizer
-from mambakit.training.artefacts import write_folder, write_json
+from mambakit.training.artefacts import read_json, write_folder, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,10 +77,17 @@ def finetune(
     out: Path,
     settings: FinetuneSettings,
     *,
+    tokenizer: str | None = None,
     merge: bool = False,
     quiet: bool = False,
 ) -> dict[str, float]:
     """Train adapters of a stored model and store them, or the merged model, with the tokenizer, as the folder `out`.
+
+    Args:
+        source: a folder, or a repository on the hub.
+        field: the column of the examples.
+        tokenizer: where the tokenizer is, if not with the model.
+        merge: whether to store the merged model.
 
     Returns the first and the last training loss, and how many parameters were trained. Raises DataError for targets
     that the model does not have, ArtefactError where `out` is there already.
@@ -91,8 +98,7 @@ def finetune(
 
     if out.exists():
         raise ArtefactError(f"{out} is there already; remove it, or choose another folder with --out")
-    model, folder = MambaForCausalLM.from_pretrained(source), Source(source).folder()
-    tokenizer = load_tokenizer(folder)
+    model, words = MambaForCausalLM.from_pretrained(source), load_tokenizer(Source(tokenizer or source).folder())
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     if missing := [target for target in settings.targets if target not in names]:
         known = sorted(names & {"in_proj", "x_proj", "dt_proj", "out_proj", "embeddings", "fc1", "fc2"})
@@ -122,7 +128,7 @@ def finetune(
             r=settings.rank, target_modules=list(settings.targets), task_type="CAUSAL_LM", bias="none"
         )
         trainer = SFTTrainer(
-            model=model, args=arguments, train_dataset=examples, processing_class=tokenizer, peft_config=adapters
+            model=model, args=arguments, train_dataset=examples, processing_class=words, peft_config=adapters
         )
         if quiet:
             trainer.remove_callback(PrinterCallback)
@@ -136,7 +142,7 @@ def finetune(
 
     def fill(temporary: Path) -> None:
         final.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        words.save_pretrained(temporary)
         write_json(temporary / "finetuning.json", {"model": source, **summary})
 
     if trainer.is_world_process_zero():
@@ -144,20 +150,19 @@ def finetune(
     return summary
 
 
-def load_adapted(folder: str | Path, base: str | None = None) -> MambaForCausalLM:
+def load_adapted(folder: str | Path, base: str | None = None, dtype: str | None = None) -> MambaForCausalLM:
     """A model with the adapters of `folder` merged into it.
 
     Args:
         base: the model that they are of; None: the one that they were trained on.
+        dtype: of the weights; None or "auto" keeps those of the base.
 
     Raises ArtefactError where either is missing.
     """
     from peft import PeftModel
 
-    from mambakit.training.artefacts import read_json
-
     settings = read_json(Path(folder) / "adapter_config.json")
-    model = MambaForCausalLM.from_pretrained(base or settings["base_model_name_or_path"])
+    model = MambaForCausalLM.from_pretrained(base or settings["base_model_name_or_path"], dtype=dtype)
     return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
 
 

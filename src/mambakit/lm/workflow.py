@@ -112,6 +112,27 @@ def train_and_store(
     return trained
 
 
+def open_model(
+    name: str, tokenizer: str | None = None, dtype: str | None = None
+) -> "tuple[MambaForCausalLM, PreTrainedTokenizerFast]":
+    """A stored model, or one with stored adapters merged into it, and its tokenizer.
+
+    Args:
+        name: a folder, or a repository on the hub.
+        tokenizer: where the tokenizer is, if it is elsewhere.
+        dtype: of the weights; None or "auto" keeps theirs.
+
+    Raises ArtefactError where either is missing.
+    """
+    if (Path(name) / "adapter_config.json").is_file():
+        from mambakit.lm.finetune import load_adapted
+
+        model = load_adapted(name, dtype=dtype)
+    else:
+        model = MambaForCausalLM.from_pretrained(name, dtype=dtype)
+    return model, load_tokenizer(Source(tokenizer or name).folder())
+
+
 def evaluate_stored(
     model: MambaForCausalLM,
     tokenizer: "PreTrainedTokenizerFast",

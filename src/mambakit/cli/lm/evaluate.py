@@ -17,6 +17,7 @@ The last tenth of a file, as `lm train` holds it out:
 def evaluate(
     data: Annotated[list[Path], typer.Option(help="Text or Parquet file; may be given several times.")],
     model: Annotated[str, typer.Option(help="Folder of the model, or its name on the hub.")] = "lm-model",
+    tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is, if not with the model.")] = None,
     column: Annotated[str, typer.Option(help="Column of Parquet files.")] = "text",
     last: Annotated[float, typer.Option(min=0.0001, max=1, help="Only the last share of the tokens.")] = 1.0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: of the weights.")] = "auto",
@@ -33,19 +34,15 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-    from mambakit.lm import MambaForCausalLM
-    from mambakit.lm.checkpoint import Source
-    from mambakit.lm.tokenizers import load_tokenizer
-    from mambakit.lm.workflow import evaluate_stored
+    from mambakit.lm.workflow import evaluate_stored, open_model
 
-    network = MambaForCausalLM.from_pretrained(model, dtype=dtype)
-    tokenizer = load_tokenizer(Source(model).folder())
+    network, words = open_model(model, tokenizer, dtype)
     columns = (TextColumn("{task.completed} tokens"), TimeElapsedColumn())
     disabled = quiet or as_json or not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=disabled) as bar:
         task = bar.add_task("tokens", total=None)
         found = evaluate_stored(
-            network, tokenizer, data, column=column, last=last, on_tokens=lambda n: bar.advance(task, n)
+            network, words, data, column=column, last=last, on_tokens=lambda n: bar.advance(task, n)
         )
     numbers = {
         "tokens": found.tokens,

@@ -20,6 +20,7 @@ def finetune(
     data: Annotated[Path, typer.Option(help="JSONL, Parquet, or text with an example a line.")],
     out: Annotated[Path, typer.Option(help="Folder for the adapters, or the merged model.")],
     model: Annotated[str, typer.Option(help="Folder of the model, or its name on the hub.")] = "lm-model",
+    tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is, if not with the model.")] = None,
     field: Annotated[str, typer.Option(help="Field of JSONL, column of Parquet.")] = "text",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the examples.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples behind one step.")] = 4,
@@ -56,7 +57,7 @@ def finetune(
         from datasets import disable_progress_bars
 
         disable_progress_bars()
-    found = run(model, read_examples(data, field), field, out, settings, merge=merge, quiet=quiet)
+    found = run(model, read_examples(data, field), field, out, settings, tokenizer=tokenizer, merge=merge, quiet=quiet)
     print(
         f"{found['parameters']:,.0f} parameters trained, loss {found['first_loss']:.4f} at first, "
         f"{found['last_loss']:.4f} at last"

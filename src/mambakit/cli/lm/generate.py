@@ -24,6 +24,7 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to go on from.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A file that holds it.")] = None,
     model: Annotated[str, typer.Option(help="Folder of the model, or its name on the hub.")] = "lm-model",
+    tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is, if not with the model.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens, at most.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw among so many.")] = None,
@@ -52,13 +53,11 @@ def generate(
         except UnicodeDecodeError as error:
             raise DataError(f"{prompt_file} is not UTF-8: convert it first") from error
     assert prompt is not None
-    from mambakit.lm import Decoder, MambaForCausalLM, Sampling, StateCache, generate_text
-    from mambakit.lm.checkpoint import Source
-    from mambakit.lm.tokenizers import load_tokenizer
+    from mambakit.lm import Decoder, Sampling, StateCache, generate_text
+    from mambakit.lm.workflow import open_model
 
     sampling = Sampling(temperature, top_k, top_p, seed)
-    network = MambaForCausalLM.from_pretrained(model, dtype=dtype)
-    tokenizer = load_tokenizer(Source(model).folder())
+    network, words = open_model(model, tokenizer, dtype)
     decoder = Decoder(network, chunk=chunk)
     if state is not None:
         decoder.load(StateCache.load(state, network))
@@ -66,9 +65,8 @@ def generate(
     stops = [string.replace("\\n", "\n") for string in stop or []]
     if state is None and not quiet:
         print(prompt, end="", flush=True)
-    started, first = time.perf_counter(), 0.0
-    for piece in generate_text(decoder, tokenizer, prompt, max_new_tokens, sampling, stop=stops):
-        first = first or time.perf_counter()
+    started = time.perf_counter()
+    for piece in generate_text(decoder, words, prompt, max_new_tokens, sampling, stop=stops):
         print(piece, end="", flush=True)
     print()
     if save_state is not None:

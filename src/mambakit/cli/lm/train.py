@@ -50,7 +50,9 @@ def train(
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Share that is dropped in training.")] = 0.1,
     context: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 256,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data, unless --minutes is given.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="About how long to train.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="About how long to train, by the time of the first steps.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Windows behind one step of the optimiser.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, help="AdamW's decay of the weight matrices.")] = None,
