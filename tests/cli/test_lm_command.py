@@ -174,6 +174,11 @@ def test_what_can_be_mended_is_said_in_one_line(made: Path, tmp_path: Path) -> N
     assert both.exit_code == 2
     unknown = here("train", "--data", made / "text.txt", "--out", tmp_path / "x", "--mixer", "lstm")
     assert isinstance(unknown.exception, DataError)
+    for mixer in ("s4d", "mamba,mamba2"):
+        unstorable = here("train", "--data", made / "text.txt", "--out", tmp_path / "x", "--mixer", mixer).exception
+        assert isinstance(unstorable, ArtefactError), "said before anything is trained"
+        assert "mamba-ssm has one of" in str(unstorable)
+        assert not (tmp_path / "x.run").exists()
     bad = here("train", "--data", made / "text.txt", "--precision", "int8")
     assert bad.exit_code == 2
     assert "--precision" in bad.output

@@ -165,10 +165,14 @@ def write_checkpoint(
 
 
 def default_format(config: MambaConfig) -> str:
-    """hf for what transformers has a class for, state-spaces-bin for the rest."""
+    """hf for what transformers has a class for, state-spaces-bin for the rest.
+
+    Raises ArtefactError for a model that neither can hold.
+    """
     try:
         hugging_face.write(config)
     except ArtefactError:
+        state_spaces.write(config)
         return "state-spaces-bin"
     return "hf"
 

@@ -30,7 +30,7 @@ from mambakit.training.processes import decided_by_first
 LM_TRAINING = TrainingConfig.model_validate(
     {
         "epochs": 10,
-        "batch_size": 16,
+        "batch_size": 8,
         "learning_rate": 2e-3,
         "weight_decay": 0.1,
         "warmup_fraction": 0.05,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mambakit.errors import ArtefactError, DataError, TrainingDiverged
-from mambakit.lm.checkpoint import FORMATS, Source
+from mambakit.lm.checkpoint import FORMATS, Source, default_format
 from mambakit.lm.config import MambaConfig
 from mambakit.lm.data import TokenStream, read_documents, texts_of, tokenize
 from mambakit.lm.evaluate import Evaluation, evaluate
@@ -86,6 +86,7 @@ def train_and_store(
     else:
         learnt, held_out = stream.split(texts.validation_share)
     config = settings(-(-len(tokenizer) // _PADDED_TO) * _PADDED_TO)
+    default_format(config)  # what can't be stored is better not trained
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     model = untrained(config, training.seed)
     with held_by_first(lambda: exclusive(run_dir)):
