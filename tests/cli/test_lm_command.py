@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
-from tests.cli.command_line import assert_one_line_error, command, environment, mambakit
 from safetensors.torch import load_file
+from tests.cli.command_line import assert_one_line_error, command, environment, mambakit
 from typer.testing import CliRunner
 
 from mambakit.cli import app
