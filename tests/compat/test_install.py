@@ -148,7 +148,7 @@ def test_a_model_of_transformers_that_was_imported_first_is_named(monkeypatch: p
     early = types.ModuleType("transformers.models.mamba.modeling_mamba")
     early.causal_conv1d_fn = None
     monkeypatch.setitem(sys.modules, early.__name__, early)
-    with pytest.warns(RuntimeWarning, match=r"modeling_mamba looked for .* install them first"):
+    with pytest.warns(RuntimeWarning, match=r"modeling_mamba\b.* looked for .* install them first"):
         compat.install()
 
 
