@@ -239,3 +239,10 @@ def test_presets_are_the_seeds_table_for_every_mixer() -> None:
     assert [default_training("windows", name).batch_size for name in PRESETS] == [32, 16, 64, 32]
     with pytest.raises(DataError, match="preset must be one of default, small"):
         MambaConfig.preset("huge")
+
+
+def test_calibration_never_makes_quantiles_cross(small_config) -> None:
+    model = MambaModel(small_config, 3).eval()
+    model.calibration.copy_(torch.randn_like(model.calibration))
+    forecast = model(torch.randn(4, 60, 3), torch.rand(4) + 0.01, torch.randn(4, 60, len(TERMS)))
+    assert (forecast.quantiles.diff(dim=-1) >= 0).all()

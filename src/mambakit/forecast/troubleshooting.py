@@ -70,5 +70,7 @@ def _hints_without_skill(symbol: str, stored: Mapping[str, Any]) -> list[str]:
     elif performance["best_epoch"] == performance["total_epochs"]:
         hints.append(f"{symbol}: the last epoch was the best: train for more epochs")
     if not stored["model_config"].get("include_volume"):
-        hints.append(f"{symbol}: let the model read volume too (include_volume)")
+        hints.append(
+            f"{symbol}: let the model read volume too (include_volume, in MambaConfig or a file for --settings)"
+        )
     return hints

@@ -34,7 +34,7 @@ DModel = Annotated[int | None, typer.Option(min=1, help="Width of the model.")]
 Layers = Annotated[int | None, typer.Option(min=1, help="Blocks.")]
 LearningRate = Annotated[float | None, typer.Option(help="Highest learning rate.")]
 Patience = Annotated[int | None, typer.Option(min=1, help="Stop after so many epochs without progress.")]
-Settings = Annotated[Path | None, typer.Option(help="A file of settings, such as `mambakit forecast tune` writes.")]
+SettingsFile = Annotated[Path | None, typer.Option("--settings", help="A file that `forecast tune` wrote.")]
 
 # What an option is called that sets a field of another name.
 _OPTIONS = {
