@@ -1,8 +1,13 @@
 """What every test shares: seeds, and the skipping, said aloud, of tests for devices that are not there."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is defined: the GPU's kernels run here as well
 
 settings.register_profile("mambakit", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mambakit")

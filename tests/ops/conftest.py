@@ -1,9 +1,17 @@
 """Operations are tested with all uninitialised memory poisoned: what a kernel forgets to write is NaN."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.ops.backends import DEVICE
+
+
+@pytest.fixture(autouse=True)
+def _device() -> Iterator[None]:
+    with torch.device(DEVICE) if DEVICE != "cpu" else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.agreement import DTYPES, assert_backend_agrees
+from tests.ops.backends import BACKENDS
 from torch import Tensor
 
 from mambakit.ops import causal_conv1d, causal_conv1d_step, cpu
-
-BACKENDS = ["cpu", "portable"]
 
 
 def conv(**tensors: Tensor | None) -> tuple[Tensor, Tensor]:

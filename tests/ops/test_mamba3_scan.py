@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.agreement import DTYPES, assert_backend_agrees, error
+from tests.ops.backends import BACKENDS
 from torch import Tensor
 
 from mambakit.ops import Mamba3State, mamba3_scan, mamba3_step, ssd
 from mambakit.ops.rotation import accumulate, rotate
 
-BACKENDS = ["cpu", "portable"]
 CHUNK_SIZE = 8  # small, so that short sequences have several chunks
 STATE = ("initial_angle", "initial_ssm", "initial_k", "initial_v")
 WITHOUT_LENGTH = ("D", "dt_bias", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")

@@ -7,12 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.agreement import DTYPES, assert_backend_agrees, error
+from tests.ops.backends import BACKENDS
 from torch import Tensor
 
 from mambakit.ops import cpu, selective_scan, selective_scan_step
 from mambakit.ops.inputs import CHUNK
-
-BACKENDS = ["cpu", "portable"]
 
 
 def scan(**tensors: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from mambakit.ops import dispatch, self_check
 
 def test_every_operation_agrees_on_every_backend_that_serves_the_cpu() -> None:
     checks = list(self_check.self_check())
-    serving = {b for b in dispatch.BACKENDS if b != "reference" and not dispatch.refusal(b, torch.device("cpu"))}
+    compared = [b for b in dispatch.BACKENDS if b not in ("triton", "reference")]
+    serving = {b for b in compared if not dispatch.refusal(b, torch.device("cpu"))}
     assert {(c.operation, c.backend) for c in checks if c.device == "cpu"} == {
         (operation, backend)
         for operation in ("selective_scan", "causal_conv1d", "ssd", "mamba3_scan")

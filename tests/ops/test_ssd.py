@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.agreement import DTYPES, assert_backend_agrees, error
+from tests.ops.backends import BACKENDS
 from torch import Tensor
 
 from mambakit.ops import selective_scan, ssd, ssd_step
 
-BACKENDS = ["cpu", "portable"]
 CHUNK = 16  # steps, so that 45 of them are several chunks and a rest
 
 

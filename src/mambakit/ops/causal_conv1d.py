@@ -16,6 +16,8 @@ from mambakit.ops.packing import check_packing, sequence_count
 from mambakit.ops.portable import causal_conv1d as portable
 from mambakit.ops.reference.causal_conv1d import causal_conv1d as reference
 
+_KERNELS = {"cpu": cpu, "portable": portable}
+
 
 def causal_conv1d(
     x: Tensor,
@@ -39,7 +41,7 @@ def causal_conv1d(
         return_final_state: also return the last width - 1 inputs, to carry on from.
         cu_seqlens: (sequences + 1,) integers from 0 to length: packed sequences. Batch is then 1, and states are
             (sequences, width - 1, channels).
-        backend: "cpu", "portable" or "reference"; None picks the fastest for the device.
+        backend: "triton", "cpu", "portable" or "reference"; None picks the fastest for the device.
 
     Returns:
         y (batch, length, channels) in the dtype of x; with `return_final_state`, (y, state) with the state in the
@@ -58,7 +60,7 @@ def causal_conv1d(
     inputs = ConvInputs(x, weight, bias, initial_state, cu_seqlens, silu=activation is not None)
     _check(inputs)
     inputs = _with_common_dtypes(inputs)
-    name = dispatch.choose(x.device, backend)
+    name = dispatch.choose(x.device, backend, (*_KERNELS, "reference"))
     y, final_state = reference(inputs) if name == "reference" else _run(inputs, name)
     return (y, final_state) if return_final_state else y
 
@@ -116,11 +118,11 @@ def _with_common_dtypes(inputs: ConvInputs) -> ConvInputs:
     )
 
 
-def _outputs(inputs: ConvInputs, keep: bool) -> tuple[Tensor, ...]:
+def _outputs(inputs: ConvInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
     x = inputs.x
     sequences = sequence_count(x.shape[0], inputs.cu_seqlens)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     return y, x.new_empty(sequences, inputs.weight.shape[1] - 1, x.shape[2])
 
 
-_run = operator.register("causal_conv1d", ConvInputs, _outputs, backends={"cpu": cpu, "portable": portable})
+_run = operator.register("causal_conv1d", ConvInputs, _outputs, _KERNELS)

@@ -2,6 +2,7 @@
 
 | backend   | what it is                                                   | serves                          |
 |-----------|--------------------------------------------------------------|---------------------------------|
+| triton    | GPU kernels in Triton                                        | CUDA devices                    |
 | cpu       | the compiled extension `mambakit._native` (C++17, threaded)  | tensors on the CPU              |
 | portable  | chunked PyTorch                                              | any device                      |
 | reference | the definition, one step after another, in plain PyTorch     | any device, when asked for      |
@@ -9,19 +10,23 @@
 `backend=` of an operation comes first, then the environment variable `MAMBAKIT_BACKEND`, then the fastest backend that
 serves the device. A backend that was asked for by name and can't serve is an error, never a silent substitution.
 
-Not every operation has a kernel on every backend: `serving` of `choose` names those that it has, fastest first.
+Not every operation has a kernel on every backend: `serving` of `choose` names those that it has, fastest first. Nor
+does every kernel take every case (a dtype, say): `case_refusal` says why it does not, and the next backend does it.
+
+With TRITON_INTERPRET=1 Triton's interpreter runs the GPU kernels on the CPU, slowly and where asked for by name: this
+is how they are tested without a GPU.
 """
 
 import functools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from mambakit.ops import cpu
+from mambakit.ops import cpu, triton
 
-BACKENDS = ("cpu", "portable", "reference")
+BACKENDS = ("triton", "cpu", "portable", "reference")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -32,23 +37,41 @@ def refusal(backend: str, device: torch.device) -> str | None:
             return f"it works on the CPU and the tensors are on {device}"
         if not cpu.AVAILABLE:
             return f"the compiled extension is missing ({cpu.WHY_MISSING})"
+    if backend == "triton":
+        return triton.refusal(device)
     return None
 
 
-def choose(device: torch.device, requested: str | None = None, serving: Sequence[str] = BACKENDS) -> str:
+def choose(
+    device: torch.device,
+    requested: str | None = None,
+    serving: Sequence[str] = BACKENDS,
+    case_refusal: Callable[[str], str | None] | None = None,
+) -> str:
     """The name of the backend, one of `serving`, that will serve tensors on `device`.
+
+    Args:
+        device: where the tensors are.
+        requested: the argument `backend` of the operation.
+        serving: the backends that the operation has, fastest first.
+        case_refusal: of a backend's name, why it can't take the case at hand; None when it can.
 
     Raises ValueError when the backend asked for by name is unknown or can't serve.
     """
+
+    def reason_against(name: str) -> str | None:
+        return refusal(name, device) or (None if case_refusal is None else case_refusal(name))
+
     asked = requested or os.environ.get("MAMBAKIT_BACKEND") or None
     if asked is None:
         if "cpu" in serving and device.type == "cpu" and not cpu.AVAILABLE:
             _warn_once_that_the_extension_is_missing()
-        return next(name for name in serving if refusal(name, device) is None)
+        willing = (name for name in serving if not (name == "triton" and device.type == "cpu"))  # the interpreter
+        return next(name for name in willing if reason_against(name) is None)
     source = "backend" if requested else "MAMBAKIT_BACKEND"
     if asked not in BACKENDS:
         raise ValueError(f"{source}={asked!r} is not a backend; choose one of {', '.join(BACKENDS)}")
-    reason = refusal(asked, device) if asked in serving else f"this operation runs on {', '.join(serving)}"
+    reason = reason_against(asked) if asked in serving else f"this operation runs on {', '.join(serving)}"
     if reason is not None:
         raise ValueError(f"{source}={asked!r} can't serve: {reason}")
     return asked

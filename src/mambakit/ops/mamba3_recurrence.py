@@ -87,7 +87,7 @@ def following_step(rows: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return shifted.masked_fill(ends[1:, None], 0.0)
 
 
-def _outputs(inputs: RecurrenceInputs, keep: bool) -> tuple[Tensor, ...]:
+def _outputs(inputs: RecurrenceInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
     """y, the final state, and the states kept for the backward, (slots, heads, headdim, state)."""
     (batch, length), state, chunk = inputs.v.shape[:2], inputs.initial_state, inputs.chunk_size
     if inputs.cu_seqlens is None:

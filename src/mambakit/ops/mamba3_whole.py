@@ -86,7 +86,7 @@ def _turned(speeds: Tensor, dt: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return turns.new_zeros(cu_seqlens.shape[0] - 1, *turns.shape[1:]).index_add(0, sequence, turns)
 
 
-def _outputs(inputs: WholeScanInputs, keep: bool) -> tuple[Tensor, ...]:
+def _outputs(inputs: WholeScanInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
     """y, the final state, and the states kept for the backward, (slots, heads, headdim, state)."""
     (batch, length, heads, headdim), (rank, _, state) = inputs.x.shape, inputs.B.shape[2:]
     sequences = sequence_count(batch, inputs.cu_seqlens)

@@ -26,7 +26,7 @@ _SCALARS = {bool: "bool", int: "SymInt", float: "float", str: "str"}
 def register(
     name: str,
     inputs_type: type[Inputs],
-    outputs: Callable[[Inputs, bool], tuple[Tensor, ...]],
+    outputs: Callable[[Inputs, bool, str], tuple[Tensor, ...]],
     backends: Mapping[str, Any],
     kept: int = 0,
 ) -> Callable[[Inputs, str], tuple[Tensor, Tensor]]:
@@ -35,8 +35,8 @@ def register(
     Args:
         name: of the operator, in the namespace `mambakit`.
         inputs_type: a NamedTuple of tensors, optional tensors and scalars.
-        outputs: `(inputs, keep) -> (y, final_state, *kept)`, allocated and not filled; without `keep` the kept
-            tensors are empty along their first axis.
+        outputs: `(inputs, keep, backend) -> (y, final_state, *kept)`, allocated and not filled; without `keep` the
+            kept tensors are empty along their first axis.
         backends: a module with `forward` and `backward` under each name.
         kept: how many tensors are kept.
     """
@@ -49,13 +49,13 @@ def register(
 
     def forward(*args: Any) -> tuple[Tensor, ...]:
         inputs, keep, backend = make(*args[:count]), args[count], args[count + 1]
-        result = outputs(inputs, keep)
+        result = outputs(inputs, keep, backend)
         with _as_given(result[0]):
             backends[backend].forward(inputs, *result)
         return result
 
     def fake_forward(*args: Any) -> tuple[Tensor, ...]:
-        return outputs(make(*args[:count]), args[count])
+        return outputs(make(*args[:count]), args[count], args[count + 1])
 
     def gradients(inputs: Any) -> Any:
         """The inputs' NamedTuple with an unfilled tensor for every differentiable input that was given."""
@@ -114,7 +114,7 @@ def register(
             for tensor, scalar, hint in zip(saved[:count], ctx.scalars, hints.values(), strict=True)
         ]
         if grad_y is None or grad_final_state is None:
-            like = outputs(make(*values), False)
+            like = outputs(make(*values), False, ctx.backend)
             grad_y = torch.zeros_like(like[0]) if grad_y is None else grad_y
             grad_final_state = torch.zeros_like(like[1]) if grad_final_state is None else grad_final_state
         found = backward_op(*values, ctx.backend, *saved[count:], grad_y, grad_final_state)

@@ -21,6 +21,8 @@ from mambakit.ops.packing import check_packing, sequence_count
 from mambakit.ops.portable import selective_scan as portable
 from mambakit.ops.reference.selective_scan import selective_scan as reference
 
+_KERNELS = {"cpu": cpu, "portable": portable}
+
 
 def selective_scan(
     u: Tensor,
@@ -51,7 +53,7 @@ def selective_scan(
         return_final_state: also return the state after the last step.
         cu_seqlens: (sequences + 1,) integers from 0 to length: packed sequences. Batch is then 1, and states are
             (sequences, dim, state).
-        backend: "cpu", "portable" or "reference"; None picks the fastest for the device.
+        backend: "triton", "cpu", "portable" or "reference"; None picks the fastest for the device.
 
     Returns:
         y (batch, length, dim) in the common dtype of u, delta, B, C and z; with `return_final_state`, (y, state) with
@@ -70,7 +72,7 @@ def selective_scan(
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus)
     _check(inputs)
     inputs = _with_common_dtypes(inputs)
-    name = dispatch.choose(u.device, backend)
+    name = dispatch.choose(u.device, backend, (*_KERNELS, "reference"))
     y, final_state = reference(inputs) if name == "reference" else _run(inputs, name)
     return (y, final_state) if return_final_state else y
 
@@ -149,7 +151,7 @@ def _with_common_dtypes(inputs: ScanInputs) -> ScanInputs:
     return inputs._replace(**activations, **others)
 
 
-def _outputs(inputs: ScanInputs, keep: bool) -> tuple[Tensor, ...]:
+def _outputs(inputs: ScanInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
     """y, the final state, and the states kept for the backward, (slots, state, dim)."""
     u, A = inputs.u, inputs.A
     batch, length, dim = u.shape
@@ -159,4 +161,4 @@ def _outputs(inputs: ScanInputs, keep: bool) -> tuple[Tensor, ...]:
     return y, A.new_empty(sequences, dim, A.shape[1]), A.new_empty(slots, A.shape[1], dim)
 
 
-_run = operator.register("selective_scan", ScanInputs, _outputs, backends={"cpu": cpu, "portable": portable}, kept=1)
+_run = operator.register("selective_scan", ScanInputs, _outputs, _KERNELS, kept=1)

@@ -62,7 +62,7 @@ def ssd(
         return_final_state: also return the state after the last step.
         cu_seqlens: (sequences + 1,) integers from 0 to length: packed sequences. Batch is then 1, and states are
             (sequences, heads, headdim, state).
-        backend: "cpu", "portable" or "reference"; None picks the fastest for the device.
+        backend: "triton", "cpu", "portable" or "reference"; None picks the fastest for the device.
 
     Returns:
         y (batch, length, heads, headdim) in the common dtype of x, dt, B, C and z; with `return_final_state`,
@@ -169,7 +169,7 @@ def _with_common_dtypes(inputs: SsdInputs) -> SsdInputs:
     return inputs._replace(**activations, **others)
 
 
-def _outputs(inputs: SsdInputs, keep: bool) -> tuple[Tensor, ...]:
+def _outputs(inputs: SsdInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
     """y, the final state, and the states kept for the backward, (slots, heads, headdim, state)."""
     x, A = inputs.x, inputs.A
     batch, length, heads, headdim = x.shape
