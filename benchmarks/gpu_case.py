@@ -1,4 +1,4 @@
-"""One measured case on a GPU: the same inputs for ours and its peers, what the hardware allows, and how exact each is."""
+"""One measured case on a GPU: inputs for ours and its peers, what the hardware allows, how exact each is."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
