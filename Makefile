@@ -22,8 +22,8 @@ demo: $(VENV)/.installed
 	$(RUN)/mambakit forecast predict AAPL --models models
 
 test: $(VENV)/.installed-dev
-	$(SAY) "Running the tests"
-	$(RUN)/python -m pytest
+	$(SAY) "Running the tests, one process for each processor"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(SAY) "Checking style, types and layers"
