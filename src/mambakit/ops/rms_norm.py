@@ -3,8 +3,8 @@
     rms_norm(x)          = weight x / sqrt(mean(x^2) + eps), the mean over each group of channels
     gated_rms_norm(x, z) = rms_norm(x silu(z)), or rms_norm(x) silu(z) with norm_before_gate
 
-Sums are in float32 (float64 for float64) whatever the dtype of x. On a GPU one kernel casts, normalises and gates, in the
-torch operator `mambakit::rms_norm`.
+Sums are in float32 (float64 for float64) whatever the dtype of x. On a GPU one kernel casts, normalises and gates, in
+the torch operator `mambakit::rms_norm`.
 """
 
 import torch

@@ -12,7 +12,7 @@ Sums over rows are taken tile by tile and then over the tiles, in a fixed order.
 
 # Triton compiles tuples that grow by +, and no starred ones.
 # ruff: noqa: RUF005
-# mypy: disable-error-code="assignment, operator, misc, arg-type, index"
+# mypy: disable-error-code="assignment, operator, misc, arg-type, index, var-annotated"
 
 import itertools
 from typing import NamedTuple
