@@ -1,4 +1,4 @@
-"""The lean loop: tokens one after another from the state alone, one native call a step where the core has one.
+"""The lean loop: tokens one after another from the state alone; a step is one native call, or on a GPU one CUDA graph.
 
     decoder = Decoder(model)
     decoder.read(prompt)                       # in chunks, whatever its length
@@ -159,7 +159,7 @@ class Decoder:
                 ended |= torch.isin(tokens, ends)
             self.step(tokens)
             yield tokens
-            if ended.all():
+            if len(ends) and ended.all():  # which waits for a GPU
                 return
 
     def cache(self) -> StateCache:

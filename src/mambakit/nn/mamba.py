@@ -20,6 +20,7 @@ from mambakit import ops
 from mambakit.nn.initial_steps import initial_dt_bias
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
+from mambakit.ops import decode
 
 
 class MambaState(NamedTuple):
@@ -132,7 +133,12 @@ class Mamba(KeepsFloat32):
             return_final_state=True,
             cu_seqlens=cu_seqlens,
         )
-        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        projected = self.x_proj(u)
+        if ssm is not None and self._has_plain_steps() and decode.serves(x, state, cu_seqlens, self.parameters()):
+            parameters = (self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
+            y, ssm = decode.mamba_scan(u[:, 0], projected[:, 0], *parameters, z[:, 0], ssm)
+            return self.out_proj(y[:, None]), MambaState(conv, ssm)
+        dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         if self.b_c_dt_rms_eps is not None:
             dt, B, C = (F.rms_norm(t, t.shape[-1:], eps=self.b_c_dt_rms_eps).to(t.dtype) for t in (dt, B, C))
         y, ssm = ops.selective_scan(
@@ -150,6 +156,14 @@ class Mamba(KeepsFloat32):
             cu_seqlens=cu_seqlens,
         )
         return self.out_proj(y), MambaState(conv, ssm)
+
+    def _has_plain_steps(self) -> bool:
+        """Whether nothing stands around dt_proj: no norm, no adapter in its place, no hook."""
+        return (
+            self.b_c_dt_rms_eps is None
+            and type(self.dt_proj) is DeltaProjection
+            and not (self.dt_proj._forward_hooks or self.dt_proj._forward_pre_hooks)
+        )
 
     def step(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
         """One step: x and y are (batch, d_model)."""
