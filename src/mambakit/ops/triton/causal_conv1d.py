@@ -11,7 +11,8 @@ Sums over rows are taken tile by tile and then over the tiles, in a fixed order.
 """
 
 # Triton compiles tuples that grow by +, and no starred ones.
-# ruff: noqa: RUF005
+# Conditions on constants are branches of their own.
+# ruff: noqa: RUF005, SIM102
 # mypy: disable-error-code="assignment, operator, misc, arg-type, index, var-annotated"
 
 import itertools
@@ -25,6 +26,8 @@ from torch import Tensor
 from mambakit.ops.inputs import ConvInputs
 from mambakit.ops.packing import sequence_bounds
 from mambakit.ops.triton.launch import on_device_of, power_of_two, rows_contiguous, stride_divisor
+
+_LONGEST_ROW = 1 << 22  # elements from a row to the next
 
 
 class Config(NamedTuple):
@@ -40,19 +43,19 @@ def forward_config(width: int, elements: int) -> Config:
     """By shape class: the width of the window, and whether there are enough tiles to fill the chip."""
     if width > 8:
         return Config(128, 64, 4, 4)
-    return Config(256, 32, 8, 2) if elements < 1 << 23 else Config(512, 64, 8, 4)
+    return Config(256, 32, 8, 2) if elements < 1 << 23 else Config(256, 64, 8, 2)
 
 
 def backward_config(width: int, elements: int) -> Config:
     """As `forward_config`."""
     if width > 8:
         return Config(128, 64 + power_of_two(width), 4, 4)
-    return Config(128, 32, 8, 2) if elements < 1 << 23 else Config(256, 128, 8, 2)
+    return Config(128, 64, 8, 2) if elements < 1 << 23 else Config(256, 64, 8, 2)
 
 
 def forward(inputs: ConvInputs, y: Tensor, final_state: Tensor, config: Config | None = None) -> None:
     """Fill y and the final state."""
-    x = rows_contiguous(inputs.x)
+    x = _readable(inputs.x)
     _, length, channels = x.shape
     width = inputs.weight.shape[1]
     config = config or forward_config(width, x.numel())
@@ -82,6 +85,7 @@ def forward(inputs: ConvInputs, y: Tensor, final_state: Tensor, config: Config |
             WIDTH=width,
             SILU=inputs.silu,
             BLOCK=block,
+            WHOLE=channels % block == 0,
             ROWS=config.rows,
             UNROLLED=config.unrolled,
             DIVISOR=stride_divisor(x.stride(0), x.stride(1)),
@@ -99,7 +103,7 @@ def backward(
     config: Config | None = None,
 ) -> None:
     """Fill `grads`."""
-    x, grad_y = rows_contiguous(inputs.x), rows_contiguous(grad_y)
+    x, grad_y = _readable(inputs.x), _readable(grad_y)
     _, length, channels = x.shape
     weight, state = inputs.weight, inputs.initial_state
     width = weight.shape[1]
@@ -134,6 +138,7 @@ def backward(
                 WIDTH=width,
                 SILU=inputs.silu,
                 BLOCK=block,
+                WHOLE=channels % block == 0,
                 ROWS=config.rows,
                 UNROLLED=config.unrolled,
                 DIVISOR=stride_divisor(x.stride(0), x.stride(1)),
@@ -145,6 +150,11 @@ def backward(
             _sum_tiles[(triton.cdiv(channels, 32), width + 1)](
                 partial, grads.weight, grads.bias, sequences * tiles, channels, WIDTH=width, BLOCK=32, TILES=64
             )
+
+
+def _readable(x: Tensor) -> Tensor:
+    """`x` with strides that the kernels take: offsets within a tile fit 32 bits."""
+    return rows_contiguous(x) if abs(x.stride(1)) < _LONGEST_ROW else x.contiguous()
 
 
 def _tiles(inputs: ConvInputs, rows: int) -> tuple[int, int, Tensor | None]:
@@ -177,12 +187,28 @@ def _place(table, length, tiles, tile, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _row(x, state, t, length, x_row, channel, inside, channels, WIDTH: tl.constexpr, DIVISOR: tl.constexpr):
-    """Row t of a sequence, of its initial state where t is negative, zero past the end."""
-    value = tl.load(x + tl.multiple_of(t * x_row, DIVISOR) + channel, mask=inside & (t >= 0) & (t < length), other=0.0)
+def _channels(channels, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
+    """The channels of the program, and which of them exist: all, where blocks are WHOLE."""
+    channel = (tl.program_id(0) % tl.cdiv(channels, BLOCK)) * BLOCK + tl.arange(0, BLOCK)
+    if WHOLE:
+        return channel, tl.full([BLOCK], True, tl.int1)
+    else:
+        return channel, channel < channels
+
+
+@triton.jit
+def _row(x, state, t, first, left, x_row, channel, inside, channels, WIDTH: tl.constexpr, DIVISOR: tl.constexpr):
+    """Row t of a tile, of the initial state where that lies before the sequence, zero past its end.
+
+    The tile's first row is the sequence's `first`; `left` rows follow it.
+    """
+    value = tl.load(
+        x + tl.multiple_of(t * x_row, DIVISOR) + channel, mask=inside & (first + t >= 0) & (t < left), other=0.0
+    )
     if state is not None:
-        before = tl.load(state + (t + WIDTH - 1) * channels + channel, mask=inside & (t < 0), other=0.0)
-        value = tl.where(t < 0, before, value)
+        at = (first + t + WIDTH - 1) * channels
+        before = tl.load(state + at + channel, mask=inside & (first + t < 0), other=0.0)
+        value = tl.where(first + t < 0, before, value)
     return value
 
 
@@ -217,28 +243,29 @@ def _forward(
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
     ROWS: tl.constexpr,
     UNROLLED: tl.constexpr,
     DIVISOR: tl.constexpr,
     DIVISOR_Y: tl.constexpr,
 ):
-    blocks = tl.cdiv(channels, BLOCK)
-    tile = tl.program_id(0) // blocks
-    channel = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < channels
+    tile = tl.program_id(0) // tl.cdiv(channels, BLOCK)
+    channel, inside = _channels(channels, BLOCK, WHOLE)
     sequence, batch, start, count, first = _place(table, length, tiles, tile, ROWS)
-    end = tl.minimum(first + ROWS, count)
-    x += tl.multiple_of(batch * x_batch, DIVISOR) + tl.multiple_of(start * x_row, DIVISOR)
-    y += tl.multiple_of((batch * length + start) * channels, DIVISOR_Y)
+    # Rows are counted from the tile's first on, in 32 bits.
+    left = tl.minimum(count - first, 1 << 20).to(tl.int32)
+    end = tl.minimum(left, ROWS)
+    x += tl.multiple_of(batch * x_batch, DIVISOR) + tl.multiple_of((start + first) * x_row, DIVISOR)
+    y += tl.multiple_of((batch * length + start + first) * channels, DIVISOR_Y)
     if state is not None:
         state += sequence * (WIDTH - 1) * channels
     taps, offset = _taps(weight, bias, channel, inside, w_channel, w_tap, WIDTH)
 
     window = ()
     for k in tl.static_range(WIDTH - 1):
-        t = first - (WIDTH - 1) + k
-        window = window + (_row(x, state, t, count, x_row, channel, inside, channels, WIDTH, DIVISOR),)
-    for t in range(first, end, UNROLLED):
+        row = _row(x, state, k - (WIDTH - 1), first, left, x_row, channel, inside, channels, WIDTH, DIVISOR)
+        window = window + (row,)
+    for t in range(0, end, UNROLLED):
         rows = ()
         for i in tl.static_range(WIDTH - 1):
             rows = rows + (window[i],)
@@ -257,9 +284,10 @@ def _forward(
         for i in tl.static_range(WIDTH - 1):
             window = window + (rows[UNROLLED + i],)
 
-    if end == count:
+    if end == left:
         for k in tl.static_range(WIDTH - 1):
-            last = _row(x, state, count - (WIDTH - 1) + k, count, x_row, channel, inside, channels, WIDTH, DIVISOR)
+            t = left - (WIDTH - 1) + k
+            last = _row(x, state, t, first, left, x_row, channel, inside, channels, WIDTH, DIVISOR)
             tl.store(final_state + (sequence * (WIDTH - 1) + k) * channels + channel, last, mask=inside)
 
 
@@ -287,6 +315,7 @@ def _backward(
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
     ROWS: tl.constexpr,
     UNROLLED: tl.constexpr,
     DIVISOR: tl.constexpr,
@@ -295,15 +324,15 @@ def _backward(
 ):
     # A tile of ROWS - (WIDTH - 1) rows of grad_x takes gradients of ROWS outputs, the last of them the next tile's.
     OWN: tl.constexpr = ROWS - (WIDTH - 1)
-    blocks = tl.cdiv(channels, BLOCK)
-    tile = tl.program_id(0) // blocks
-    channel = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < channels
+    tile = tl.program_id(0) // tl.cdiv(channels, BLOCK)
+    channel, inside = _channels(channels, BLOCK, WHOLE)
     sequence, batch, start, count, first = _place(table, length, tiles, tile, OWN)
-    end = tl.minimum(first + OWN, count)
-    x += tl.multiple_of(batch * x_batch, DIVISOR) + tl.multiple_of(start * x_row, DIVISOR)
-    grad_y += tl.multiple_of(batch * g_batch, DIVISOR_G) + tl.multiple_of(start * g_row, DIVISOR_G)
-    grad_x += tl.multiple_of((batch * length + start) * channels, DIVISOR_X)
+    left = tl.minimum(count - first, 1 << 20).to(tl.int32)
+    end = tl.minimum(left, OWN)
+    held = left - (WIDTH - 1)  # the first row that the final state holds
+    x += tl.multiple_of(batch * x_batch, DIVISOR) + tl.multiple_of((start + first) * x_row, DIVISOR)
+    grad_y += tl.multiple_of(batch * g_batch, DIVISOR_G) + tl.multiple_of((start + first) * g_row, DIVISOR_G)
+    grad_x += tl.multiple_of((batch * length + start + first) * channels, DIVISOR_X)
     states = sequence * (WIDTH - 1) * channels
     if state is not None:
         state += states
@@ -314,12 +343,12 @@ def _backward(
     later = ()  # gradients of the WIDTH - 1 outputs before the present one
     sums = (zero,)
     for k in tl.static_range(WIDTH - 1):
-        t = first - (WIDTH - 1) + k
-        window = window + (_row(x, state, t, count, x_row, channel, inside, channels, WIDTH, DIVISOR),)
+        row = _row(x, state, k - (WIDTH - 1), first, left, x_row, channel, inside, channels, WIDTH, DIVISOR)
+        window = window + (row,)
         later = later + (zero,)
         sums = sums + (zero,)
     total = zero
-    for t in range(first, end + (WIDTH - 1), UNROLLED):
+    for t in range(0, end + (WIDTH - 1), UNROLLED):
         rows = ()
         gs = ()
         outs = ()
@@ -327,7 +356,7 @@ def _backward(
             rows = rows + (window[i],)
             gs = gs + (later[i],)
         for i in tl.static_range(UNROLLED):
-            there = inside & (t + i < count)
+            there = inside & (t + i < left)
             at = tl.multiple_of((t + i) * x_row, DIVISOR)
             rows = rows + (tl.load(x + at + channel, mask=there, other=0.0),)
             at = tl.multiple_of((t + i) * g_row, DIVISOR_G)
@@ -352,18 +381,15 @@ def _backward(
             for k in tl.static_range(WIDTH):
                 grad += taps[k] * gs[i + WIDTH - 1 - k]
             if WIDTH > 1:
-                # Rows that the final state holds, and their gradient from there.
-                held = s - (count - (WIDTH - 1))
-                in_state = inside & (held >= 0) & (s < end)
-                at = states + held * channels
-                grad += tl.load(grad_final + at + channel, mask=in_state, other=0.0).to(offset.dtype)
+                if (s >= held) & (s < end):  # the final state holds this row: its gradient from there
+                    from_state = tl.load(grad_final + states + (s - held) * channels + channel, mask=inside, other=0.0)
+                    grad += from_state.to(offset.dtype)
             at = tl.multiple_of(s * channels, DIVISOR_X)
-            kept = inside & (s >= first) & (s < end)
-            tl.store(grad_x + at + channel, grad.to(grad_x.dtype.element_ty), mask=kept)
+            tl.store(grad_x + at + channel, grad.to(grad_x.dtype.element_ty), mask=inside & (s >= 0) & (s < end))
             if grad_state is not None:
-                before = inside & (s < 0) & (s >= -(WIDTH - 1))
-                at = states + (s + WIDTH - 1) * channels
-                tl.store(grad_state + at + channel, grad.to(grad_state.dtype.element_ty), mask=before)
+                if (first == 0) & (s < 0) & (s < end):
+                    to_state = grad_state + states + (s + WIDTH - 1) * channels
+                    tl.store(to_state + channel, grad.to(grad_state.dtype.element_ty), mask=inside)
         window = ()
         later = ()
         for i in tl.static_range(WIDTH - 1):

@@ -18,7 +18,6 @@ from mambakit.ops.inputs import NormInputs
 from mambakit.ops.triton.launch import on_device_of, power_of_two, rows_contiguous, stride_divisor
 
 _SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
-_SHARES = 512  # programs of a group that share the rows of the backward; fixed, so that sums do not depend on the GPU
 
 
 class Config(NamedTuple):
@@ -26,6 +25,7 @@ class Config(NamedTuple):
 
     elements: int  # of x that a program holds at a time, about
     warps: int
+    shares: int = 512  # programs that share the rows of the backward; no matter of the GPU, so that sums are none
 
 
 def forward_config(columns: int) -> Config:
@@ -83,7 +83,7 @@ def backward(
     config = config or backward_config(columns)
     block = power_of_two(columns)
     tile = max(1, config.elements // block)
-    turns = max(1, triton.cdiv(rows, tile * _SHARES))  # tiles of a program
+    turns = max(1, triton.cdiv(rows, tile * config.shares))  # tiles of a program
     shares = triton.cdiv(rows, tile * turns)
     partial = x.new_empty(shares, dim, dtype=accumulation_dtype(x, inputs.weight, z))
     if dim == 0:
