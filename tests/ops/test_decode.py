@@ -55,3 +55,20 @@ def test_an_adapter_in_place_of_a_projection_takes_part_in_steps() -> None:
     assert layer._has_plain_steps()
     layer.dt_proj.register_forward_hook(lambda *_: None)
     assert not layer._has_plain_steps()
+
+
+@pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+@torch.no_grad()
+def test_states_in_place_are_the_next_states(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LAYERS[name]()
+    _, state = layer(torch.randn(2, 5, layer.d_model))
+    x = torch.randn(2, 1, layer.d_model)
+    monkeypatch.setattr(decode, "serves", lambda *_: True)
+    y, after = layer(x, state)
+    with decode.states_in_place():
+        again, same = layer(x, state)
+    assert torch.equal(again, y)
+    assert same.ssm is state.ssm
+    assert torch.equal(state.ssm, after.ssm)
+    assert torch.equal(same.conv, after.conv)

@@ -4,11 +4,14 @@ A graph reads and writes memory where it lay when it was captured: the input, th
 their own, and a step ends by writing the next state over the present one. Parameters are read where they are.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
+
+from mambakit.ops import decode
 
 _WARM_UP = 2  # runs before the capture, in which kernels are compiled and libraries set up
 
@@ -17,15 +20,15 @@ class GraphedSteps:
     """Steps taken by a layer in fixed buffers, as a CUDA graph if `captured`.
 
     Args:
-        layer: `y, state = layer(x, state)`, x and y (batch, 1, d_model).
-        x: (batch, d_model), an input of the shape, dtype and device of all.
+        layer: a layer, or a function called as one: `y, state = layer(x, state)`, x and y (batch, 1, ...).
+        x: (batch, ...), an input of the shape, dtype and device of all.
         state: to carry on from; its sizes must stay as they are from step to step.
         captured: False takes the same steps without a graph.
 
     Raises RuntimeError, with the reason, where the steps can't be captured.
     """
 
-    def __init__(self, layer: nn.Module, x: Tensor, state: Any, *, captured: bool = True) -> None:
+    def __init__(self, layer: Callable[..., Any], x: Tensor, state: Any, *, captured: bool = True) -> None:
         self._layer = layer
         self._x = x.clone()
         self._state = tree_map(lambda part: part.detach().clone(), state)
@@ -47,7 +50,7 @@ class GraphedSteps:
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:
-        """y (batch, d_model), in float32 at least, for x (batch, d_model)."""
+        """y (batch, ...), in float32 at least, for x (batch, ...)."""
         self._x.copy_(x)
         if self._graph is None:
             return self._take()
@@ -55,8 +58,12 @@ class GraphedSteps:
         return self._y.clone()
 
     def _take(self) -> Tensor:
-        y, after = self._layer(self._x[:, None], self._state)
-        torch._foreach_copy_(self._leaves, tree_leaves(after))
+        with decode.states_in_place():
+            y, after = self._layer(self._x[:, None], self._state)
+        pairs = zip(self._leaves, tree_leaves(after), strict=True)
+        moved = [(mine, part) for mine, part in pairs if part.data_ptr() != mine.data_ptr()]
+        if moved:
+            torch._foreach_copy_([mine for mine, _ in moved], [part for _, part in moved])
         return y[:, 0].to(torch.promote_types(y.dtype, torch.float32))
 
     @torch.no_grad()

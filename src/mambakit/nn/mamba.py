@@ -124,6 +124,8 @@ class Mamba(KeepsFloat32):
         """
         conv, ssm = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, length, d_inner) each
+        if state is not None and self._has_plain_steps() and decode.serves(x, state, cu_seqlens, self.parameters()):
+            return self._decode(u[:, 0], z[:, 0], state)
         u, conv = ops.causal_conv1d(
             u,
             self.conv1d.weight.squeeze(1),
@@ -133,12 +135,7 @@ class Mamba(KeepsFloat32):
             return_final_state=True,
             cu_seqlens=cu_seqlens,
         )
-        projected = self.x_proj(u)
-        if ssm is not None and self._has_plain_steps() and decode.serves(x, state, cu_seqlens, self.parameters()):
-            parameters = (self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
-            y, ssm = decode.mamba_scan(u[:, 0], projected[:, 0], *parameters, z[:, 0], ssm)
-            return self.out_proj(y[:, None]), MambaState(conv, ssm)
-        dt, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         if self.b_c_dt_rms_eps is not None:
             dt, B, C = (F.rms_norm(t, t.shape[-1:], eps=self.b_c_dt_rms_eps).to(t.dtype) for t in (dt, B, C))
         y, ssm = ops.selective_scan(
@@ -156,6 +153,13 @@ class Mamba(KeepsFloat32):
             cu_seqlens=cu_seqlens,
         )
         return self.out_proj(y), MambaState(conv, ssm)
+
+    def _decode(self, u: Tensor, z: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        """One step on a GPU, in few launches."""
+        u, conv = decode.convolution(u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
+        parameters = (self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
+        y, ssm = decode.mamba_scan(u, self.x_proj(u), *parameters, z, state.ssm)
+        return self.out_proj(y[:, None]), MambaState(conv, ssm)
 
     def _has_plain_steps(self) -> bool:
         """Whether nothing stands around dt_proj: no norm, no adapter in its place, no hook."""

@@ -4,7 +4,9 @@ The mixers call these on a GPU for a single step that records no gradient, and a
 operations; results agree as closely as two backends do.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from mambakit.ops import dispatch, triton
 
 _kernels = triton.Kernels("decode")
+_IN_PLACE: ContextVar[bool] = ContextVar("states_in_place", default=False)
 
 
 def serves(
@@ -39,6 +42,32 @@ def serves(
     )
 
 
+@contextlib.contextmanager
+def states_in_place() -> Iterator[None]:
+    """Inside, a step writes the state of a scan over the one that it read, and spares copying it there."""
+    token = _IN_PLACE.set(True)
+    try:
+        yield
+    finally:
+        _IN_PLACE.reset(token)
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The convolution with silu in a step of Mamba-1.
+
+    Args:
+        x: (batch, channels).
+        weight, bias: (channels, width) and (channels,).
+        state: (batch, width - 1, channels), in the dtype of x.
+
+    Returns y (batch, channels) in the dtype of x, and the next state.
+    """
+    y, state = torch.empty_like(x, memory_format=torch.contiguous_format), state.contiguous()
+    after = torch.empty_like(state)
+    _kernels.convolution(x, weight.contiguous(), bias, state, y, after)
+    return y, after
+
+
 def mamba_scan(
     u: Tensor,
     projected: Tensor,
@@ -61,10 +90,9 @@ def mamba_scan(
 
     Returns y (batch, dim) in the dtype of u, and the next state.
     """
-    y, after = torch.empty_like(u, memory_format=torch.contiguous_format), torch.empty_like(state)
-    _kernels.mamba_scan(
-        u, projected, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D, z, state.contiguous(), y, after
-    )
+    y, state = torch.empty_like(u, memory_format=torch.contiguous_format), state.contiguous()
+    after = state if _IN_PLACE.get() else torch.empty_like(state)
+    _kernels.mamba_scan(u, projected, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D, z, state, y, after)
     return y, after
 
 
@@ -98,7 +126,7 @@ def mamba2_scan(
     """
     y = xBC.new_empty(xBC.shape[0], state.shape[1] * state.shape[2])
     conv, state = conv.contiguous(), state.contiguous()
-    conv_after, after = torch.empty_like(conv), torch.empty_like(state)
+    conv_after, after = torch.empty_like(conv), state if _IN_PLACE.get() else torch.empty_like(state)
     _kernels.mamba2_scan(
         xBC, dt, weight.contiguous(), bias, A_log, D, z, dt_bias, dt_limit, conv, state, y, conv_after, after
     )

@@ -43,14 +43,14 @@ def forward_config(width: int, elements: int) -> Config:
     """By shape class: the width of the window, and whether there are enough tiles to fill the chip."""
     if width > 8:
         return Config(128, 64, 4, 4)
-    return Config(256, 32, 8, 2) if elements < 1 << 23 else Config(256, 64, 8, 2)
+    return Config(256, 16, 8, 2) if elements < 1 << 23 else Config(256, 64, 8, 2)
 
 
 def backward_config(width: int, elements: int) -> Config:
     """As `forward_config`."""
     if width > 8:
         return Config(128, 64 + power_of_two(width), 4, 4)
-    return Config(128, 64, 8, 2) if elements < 1 << 23 else Config(256, 64, 8, 2)
+    return Config(128, 32, 8, 2) if elements < 1 << 23 else Config(512, 128, 4, 4)
 
 
 def forward(inputs: ConvInputs, y: Tensor, final_state: Tensor, config: Config | None = None) -> None:
@@ -85,7 +85,6 @@ def forward(inputs: ConvInputs, y: Tensor, final_state: Tensor, config: Config |
             WIDTH=width,
             SILU=inputs.silu,
             BLOCK=block,
-            WHOLE=channels % block == 0,
             ROWS=config.rows,
             UNROLLED=config.unrolled,
             DIVISOR=stride_divisor(x.stride(0), x.stride(1)),
@@ -243,29 +242,28 @@ def _forward(
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
     ROWS: tl.constexpr,
     UNROLLED: tl.constexpr,
     DIVISOR: tl.constexpr,
     DIVISOR_Y: tl.constexpr,
 ):
     tile = tl.program_id(0) // tl.cdiv(channels, BLOCK)
-    channel, inside = _channels(channels, BLOCK, WHOLE)
+    channel = (tl.program_id(0) % tl.cdiv(channels, BLOCK)) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < channels
     sequence, batch, start, count, first = _place(table, length, tiles, tile, ROWS)
-    # Rows are counted from the tile's first on, in 32 bits.
-    left = tl.minimum(count - first, 1 << 20).to(tl.int32)
-    end = tl.minimum(left, ROWS)
-    x += tl.multiple_of(batch * x_batch, DIVISOR) + tl.multiple_of((start + first) * x_row, DIVISOR)
-    y += tl.multiple_of((batch * length + start + first) * channels, DIVISOR_Y)
+    end = tl.minimum(first + ROWS, count)
+    x += tl.multiple_of(batch * x_batch, DIVISOR) + tl.multiple_of(start * x_row, DIVISOR)
+    y += tl.multiple_of((batch * length + start) * channels, DIVISOR_Y)
     if state is not None:
         state += sequence * (WIDTH - 1) * channels
     taps, offset = _taps(weight, bias, channel, inside, w_channel, w_tap, WIDTH)
 
     window = ()
     for k in tl.static_range(WIDTH - 1):
-        row = _row(x, state, k - (WIDTH - 1), first, left, x_row, channel, inside, channels, WIDTH, DIVISOR)
+        t = first - (WIDTH - 1) + k
+        row = _row(x, state, t, start * 0, count, x_row, channel, inside, channels, WIDTH, DIVISOR)
         window = window + (row,)
-    for t in range(0, end, UNROLLED):
+    for t in range(first, end, UNROLLED):
         rows = ()
         for i in tl.static_range(WIDTH - 1):
             rows = rows + (window[i],)
@@ -284,10 +282,10 @@ def _forward(
         for i in tl.static_range(WIDTH - 1):
             window = window + (rows[UNROLLED + i],)
 
-    if end == left:
+    if end == count:
         for k in tl.static_range(WIDTH - 1):
-            t = left - (WIDTH - 1) + k
-            last = _row(x, state, t, first, left, x_row, channel, inside, channels, WIDTH, DIVISOR)
+            t = count - (WIDTH - 1) + k
+            last = _row(x, state, t, start * 0, count, x_row, channel, inside, channels, WIDTH, DIVISOR)
             tl.store(final_state + (sequence * (WIDTH - 1) + k) * channels + channel, last, mask=inside)
 
 
@@ -325,6 +323,7 @@ def _backward(
     # A tile of ROWS - (WIDTH - 1) rows of grad_x takes gradients of ROWS outputs, the last of them the next tile's.
     OWN: tl.constexpr = ROWS - (WIDTH - 1)
     tile = tl.program_id(0) // tl.cdiv(channels, BLOCK)
+    # Rows are counted from the tile's first on, in 32 bits.
     channel, inside = _channels(channels, BLOCK, WHOLE)
     sequence, batch, start, count, first = _place(table, length, tiles, tile, OWN)
     left = tl.minimum(count - first, 1 << 20).to(tl.int32)

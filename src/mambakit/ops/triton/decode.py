@@ -1,10 +1,11 @@
 """One token through what lies between the projections of a mixer, in as few launches as there are sums over channels.
 
-Mamba-1: the convolution is `causal_conv1d`'s own kernel, then after x_proj one kernel for the rest:
+Mamba-1: the convolution, which reads its weights in the dtype that they have, and after x_proj one kernel for the rest:
 
     dt = softplus(dt_proj low + dt_bias),  h' = exp(-exp(A_log) dt) h + dt B u,  y = (C h' + D u) silu(z)
 
-Mamba-2: one kernel convolves x, B and C and steps the state. States are read and written anew, in float32.
+Mamba-2: one kernel convolves x, B and C and steps the state. The state of a scan
+may be written over the one that is read; that of a convolution is read by several programs and may not.
 """
 
 import triton
@@ -12,6 +13,16 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.ops.triton.launch import on_device_of, power_of_two
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, y: Tensor, after: Tensor) -> None:
+    """Fill y and the inputs kept for the next step; see `mambakit.ops.decode.convolution`."""
+    batch, channels = x.shape
+    block = 256
+    with on_device_of(x):
+        _convolution[(batch, triton.cdiv(channels, block))](
+            x, weight, bias, state, y, after, x.stride(0), channels, WIDTH=weight.shape[1], BLOCK=block, num_warps=2
+        )
 
 
 def mamba_scan(
@@ -177,6 +188,17 @@ def _convolved(xBC, weight, bias, conv, conv_after, channel, inside, first, chan
     if WIDTH > 1:
         tl.store(conv_after + (WIDTH - 2) * channels + channel, now, mask=inside & first)
     return value / (1.0 + tl.exp(-value))
+
+
+@triton.jit(do_not_specialize=["x_row"])
+def _convolution(x, weight, bias, state, y, after, x_row, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < channels
+    state += row * (WIDTH - 1) * channels
+    after += row * (WIDTH - 1) * channels
+    value = _convolved(x + row * x_row, weight, bias, state, after, channel, inside, True, channels, WIDTH)
+    tl.store(y + row * channels + channel, value.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["xBC_row", "dt_row", "z_row", "heads", "groups", "dt_min", "dt_max"])

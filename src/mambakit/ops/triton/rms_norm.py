@@ -35,7 +35,7 @@ def forward_config(columns: int) -> Config:
 
 def backward_config(columns: int) -> Config:
     """As `forward_config`."""
-    return Config(max(512, power_of_two(columns)), 4 if columns <= 2048 else 8)
+    return Config(max(512, power_of_two(columns)), 8 if 1024 < columns <= 2048 or columns > 4096 else 4)
 
 
 def forward(inputs: NormInputs, y: Tensor, _: Tensor, config: Config | None = None) -> None:
