@@ -30,12 +30,12 @@ def serves(
     """
     return (
         x.is_cuda
+        and not torch.compiler.is_compiling()  # first: a length would become a condition of the program
         and x.shape[1] == 1
         and x.shape[0] > 0
         and state is not None
         and cu_seqlens is None
         and x.dtype != torch.float64
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(x.device.type)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *parameters)))
         and dispatch.choose(x.device, None, ("triton", "portable", "reference")) == "triton"
