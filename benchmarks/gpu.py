@@ -136,8 +136,7 @@ def _times(calls: Mapping[str, Callable[[], Any]], absent: dict[str, str], quick
 
 
 def _milliseconds(call: Callable[[], Any], budget: float) -> list[float]:
-    """Times of single calls, each after the cache was written over: as many as fit the budget and three at least, but of
-    a slow call only one."""
+    """Times of single calls, each with the caches written over before it; of a slow call only one."""
     flush = torch.empty(_CACHE, dtype=torch.int8, device="cuda")
     call()  # compiles, warms up
 
