@@ -25,7 +25,7 @@ class Config(NamedTuple):
 
     elements: int  # of x that a program holds at a time, about
     warps: int
-    shares: int = 512  # programs that share the rows of the backward; no matter of the GPU, so that sums are none
+    shares: int = 264  # programs that share the rows of the backward; no matter of the GPU, so that sums are none
 
 
 def forward_config(columns: int) -> Config:
