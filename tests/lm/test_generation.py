@@ -193,6 +193,22 @@ def test_the_state_of_generate_can_be_carried_on() -> None:
     assert torch.equal(more, _greedy(model, prompt, 8)[:, 4:])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_a_graph_of_the_whole_model_generates_what_the_model_does(family: str, batch: int) -> None:
+    model, prompt = model_of(family).cuda(), tokens(batch, 9).cuda()
+    decoder = Decoder(model, batch)
+    for _ in range(2):  # the second time, the graph of the first
+        decoder.load(StateCache())
+        decoder.read(prompt)
+        assert torch.equal(torch.stack(list(decoder.generate(8)), dim=1), _without_cache(model, prompt))
+    assert decoder.backend == "graph"
+    assert decoder._graphed is not None
+    other = decoder.fork()
+    assert torch.equal(torch.stack(list(other.generate(3))), torch.stack(list(decoder.generate(3))))
+
+
 def test_wrong_settings_are_refused() -> None:
     model = model_of("mamba")
     with pytest.raises(DataError, match="temperature 0 draws nothing"):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.agreement import DTYPES, assert_backend_agrees
-from tests.ops.backends import BACKENDS
+from tests.ops.backends import BACKENDS, TRITON
 from torch import Tensor
 
 from mambakit.ops import causal_conv1d, causal_conv1d_step, cpu
@@ -43,13 +43,13 @@ def test_reference_is_torchs_depthwise_convolution() -> None:
     torch.testing.assert_close(conv(**t, backend="reference")[0], F.silu(expected))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *TRITON])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_backend_agrees_with_the_reference(backend: str, dtype: torch.dtype) -> None:
     assert_backend_agrees(conv, make(dtype=dtype), backend, dtype)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *TRITON])
 def test_backend_agrees_without_an_activation(backend: str) -> None:
     def plain(**tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         return causal_conv1d(**tensors, return_final_state=True)
@@ -82,7 +82,7 @@ def test_packed_sequences_give_what_separate_ones_give(backend: str, lengths: li
     assert_backend_agrees(conv, tensors, backend, torch.float32)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *TRITON])
 def test_strided_and_transposed_inputs_are_read_where_they_lie(backend: str) -> None:
     tensors = make()
     tensors["x"] = torch.randn(2, 45, 18).chunk(3, dim=-1)[1]
@@ -90,6 +90,34 @@ def test_strided_and_transposed_inputs_are_read_where_they_lie(backend: str) -> 
     tensors["x"] = torch.randn(2, 6, 45).transpose(1, 2)
     tensors["weight"] = torch.randn(4, 6).t()
     assert_backend_agrees(conv, tensors, backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize(
+    ("batch", "length", "channels", "width", "optional"),
+    [(2, 0, 3, 4, True), (1, 1, 5, 2, True), (3, 2, 1, 6, True), (1, 259, 70, 1, False), (0, 3, 2, 3, True)],
+)
+def test_kernel_of_the_gpu_agrees_at_odd_shapes(
+    backend: str, batch: int, length: int, channels: int, width: int, optional: bool
+) -> None:
+    assert_backend_agrees(conv, make(batch, length, channels, width, optional=optional), backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize("lengths", [[3, 0, 130, 2], [], [0], [5, 5]])
+def test_kernel_of_the_gpu_keeps_packed_sequences_apart(backend: str, lengths: list[int]) -> None:
+    tensors = make(1, sum(lengths))
+    tensors["initial_state"] = torch.randn(len(lengths), 3, 6)
+    tensors["cu_seqlens"] = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()])
+    assert_backend_agrees(conv, tensors, backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_kernel_of_the_gpu_refuses_more_taps_than_its_registers_hold(backend: str) -> None:
+    tensors = make(1, 3, 2, 17)
+    with pytest.raises(ValueError, match="16 taps at most"):
+        conv(**tensors, backend=backend)
+    assert conv(**tensors)[0].shape == (1, 3, 2)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -100,7 +128,7 @@ def test_gradients_pass_gradcheck(backend: str) -> None:
     assert torch.autograd.gradcheck(lambda *args: conv(**dict(zip(names, args, strict=True)), backend=backend), leaves)
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, *TRITON, "reference"])
 def test_final_state_of_one_chunk_starts_the_next(backend: str) -> None:
     t = make(dtype=torch.float64)
     whole, last = conv(**t, backend=backend)
@@ -110,7 +138,7 @@ def test_final_state_of_one_chunk_starts_the_next(backend: str) -> None:
     torch.testing.assert_close(state, last)
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("backend", [*BACKENDS, *TRITON, "reference"])
 def test_steps_give_what_the_whole_gives(backend: str) -> None:
     t = make(length=6, dtype=torch.float64)
     whole, last = conv(**t, backend=backend)

@@ -1,10 +1,11 @@
-"""The root-mean-square norms: against the formula, and the two backends against each other."""
+"""The root-mean-square norms: against the formula, and the backends against each other."""
 
 import functools
 
 import pytest
 import torch
 from tests.ops.agreement import DTYPES, assert_backend_agrees
+from tests.ops.backends import TRITON
 from torch import Tensor
 
 from mambakit.ops import gated_rms_norm, rms_norm
@@ -40,19 +41,34 @@ def test_gate_stands_before_the_norm_or_after_it() -> None:
     torch.testing.assert_close(gated(**t, before=True)[0], rms_norm(t["x"], t["weight"]) * gate)
 
 
+@pytest.mark.parametrize("backend", ["portable", *TRITON])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("groups", [1, 3, 6])
-def test_portable_agrees_with_the_reference(groups: int, dtype: torch.dtype) -> None:
+def test_backend_agrees_with_the_reference(groups: int, dtype: torch.dtype, backend: str) -> None:
     t = make(dtype)
-    assert_backend_agrees(functools.partial(gated, groups=groups), t, "portable", dtype)
-    assert_backend_agrees(functools.partial(gated, groups=groups, before=True), t, "portable", dtype)
+    assert_backend_agrees(functools.partial(gated, groups=groups), t, backend, dtype)
+    assert_backend_agrees(functools.partial(gated, groups=groups, before=True), t, backend, dtype)
     del t["z"]
-    assert_backend_agrees(functools.partial(plain, groups=groups), t, "portable", dtype)
+    assert_backend_agrees(functools.partial(plain, groups=groups), t, backend, dtype)
 
 
-@pytest.mark.parametrize("shape", [(12,), (0, 12), (2, 0, 12), (1, 1, 1, 2)])
-def test_any_number_of_leading_axes(shape: tuple[int, ...]) -> None:
-    assert_backend_agrees(gated, make(torch.float32, *shape), "portable", torch.float32)
+@pytest.mark.parametrize("backend", ["portable", *TRITON])
+@pytest.mark.parametrize("shape", [(12,), (0, 12), (2, 0, 12), (1, 1, 1, 2), (700, 3)])
+def test_any_number_of_leading_axes(shape: tuple[int, ...], backend: str) -> None:
+    assert_backend_agrees(gated, make(torch.float32, *shape), backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_kernel_of_the_gpu_reads_parts_of_rows_where_they_lie(backend: str) -> None:
+    t = make()
+    t["x"], t["z"] = torch.randn(2, 7, 30)[..., 5:29].chunk(2, dim=-1)
+    assert_backend_agrees(gated, t, backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_operator_of_the_gpu_passes_opcheck(backend: str) -> None:
+    t = [x.requires_grad_() for x in make().values()]
+    torch.library.opcheck(torch.ops.mambakit.rms_norm.default, (*t, 1e-5, 2, False, True, backend))
 
 
 def test_sums_are_float32_for_half_precision() -> None:

@@ -16,7 +16,9 @@ _PACKAGES = ("torch", "numpy", "accelerate", "safetensors", "pandas", "TA-Lib", 
 
 
 def doctor() -> None:
-    """Show versions, backends and devices, and check every backend against the reference (about a second).
+    """Show versions, backends and devices, and check every backend against the reference.
+
+    That takes about a second; with a GPU also the time to compile its kernels, which is shown.
 
     Exits with status 1 when a backend disagrees with the reference.
     """
@@ -70,7 +72,8 @@ def _backends() -> list[tuple[str, str]]:
 
     rows = []
     for name in dispatch.BACKENDS:
-        reason = dispatch.refusal(name, torch.device("cpu"))
+        device = torch.device("cuda" if name == "triton" and torch.cuda.is_available() else "cpu")
+        reason = dispatch.refusal(name, device)
         rows.append((name, "available" if reason is None else f"not available: {reason}"))
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return rows + [(f"{name} tensors", f"served by {dispatch.choose(torch.device(name))}") for name in devices]
@@ -83,15 +86,19 @@ def _print_checks(console: "Console") -> bool:
 
     start = time.perf_counter()
     table = Table(title="Self-check against the reference", title_justify="left", box=None, padding=(0, 2))
-    for heading in ("operation", "backend", "device", "error", ""):
+    for heading in ("operation", "backend", "device", "error", "first call", ""):
         table.add_column(heading)
     checks = list(self_check())
     for check in checks:
         verdict = "[green]ok[/green]" if check.passed else "[red]WRONG[/red]"
-        table.add_row(check.operation, check.backend, check.device, f"{check.error:.1e}", verdict)
+        # Elsewhere the first of all calls loads libraries, and nothing is compiled.
+        first_call = f"{check.first_call:.1f} s" if check.backend == "triton" else ""
+        table.add_row(check.operation, check.backend, check.device, f"{check.error:.1e}", first_call, verdict)
     console.print(table)
     wrong = sum(not check.passed for check in checks)
     seconds = time.perf_counter() - start
     verdict = f"[red]{wrong} wrong[/red]" if wrong else "[green]all agree[/green]"
     console.print(f"\n{len(checks)} checks in {seconds:.1f} s: {verdict}")
+    if any(check.backend == "triton" for check in checks):
+        console.print("The first call of a kernel on triton compiles it; Triton keeps the result in its cache on disk.")
     return wrong == 0

@@ -9,6 +9,7 @@ from mambakit.nn.attention import Attention, AttentionState
 from mambakit.nn.backbone import MIXERS, Backbone
 from mambakit.nn.bidirectional import Bidirectional
 from mambakit.nn.block import Block, GatedMLP
+from mambakit.nn.context_parallel import ContextParallel
 from mambakit.nn.ensemble_stepper import EnsembleStepper
 from mambakit.nn.mamba import Mamba, MambaState
 from mambakit.nn.mamba2 import GatedRMSNorm, Mamba2, Mamba2State
@@ -35,5 +36,6 @@ __all__ = [
     "Backbone",
     "Stepper",
     "EnsembleStepper",
+    "ContextParallel",
     "MIXERS",
 ]

@@ -20,6 +20,7 @@ from mambakit import ops
 from mambakit.nn.initial_steps import initial_dt_bias
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
+from mambakit.ops import decode
 
 
 class MambaState(NamedTuple):
@@ -123,6 +124,8 @@ class Mamba(KeepsFloat32):
         """
         conv, ssm = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, length, d_inner) each
+        if state is not None and self._has_plain_steps() and decode.serves(x, state, cu_seqlens, self.parameters()):
+            return self._decode(u[:, 0], z[:, 0], state)
         u, conv = ops.causal_conv1d(
             u,
             self.conv1d.weight.squeeze(1),
@@ -150,6 +153,21 @@ class Mamba(KeepsFloat32):
             cu_seqlens=cu_seqlens,
         )
         return self.out_proj(y), MambaState(conv, ssm)
+
+    def _decode(self, u: Tensor, z: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        """One step on a GPU, in few launches."""
+        u, conv = decode.convolution(u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
+        parameters = (self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
+        y, ssm = decode.mamba_scan(u, self.x_proj(u), *parameters, z, state.ssm)
+        return self.out_proj(y[:, None]), MambaState(conv, ssm)
+
+    def _has_plain_steps(self) -> bool:
+        """Whether nothing stands around dt_proj: no norm, no adapter in its place, no hook."""
+        return (
+            self.b_c_dt_rms_eps is None
+            and type(self.dt_proj) is DeltaProjection
+            and not (self.dt_proj._forward_hooks or self.dt_proj._forward_pre_hooks)
+        )
 
     def step(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
         """One step: x and y are (batch, d_model)."""

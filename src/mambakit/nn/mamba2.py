@@ -18,6 +18,7 @@ from mambakit import ops
 from mambakit.nn.initial_steps import initial_dt_bias
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
+from mambakit.ops import decode
 
 
 class Mamba2State(NamedTuple):
@@ -165,6 +166,8 @@ class Mamba2(KeepsFloat32):
         """
         conv, ssm = (None, None) if state is None else state
         z, xBC, dt = self.in_proj(x).split([self.d_inner, self.d_xBC, self.heads], dim=-1)
+        if state is not None and decode.serves(x, state, cu_seqlens, self.parameters()):
+            return self._decode(z[:, 0], xBC[:, 0], dt[:, 0], state)
         xBC, conv = ops.causal_conv1d(
             xBC,
             self.conv1d.weight.squeeze(1),
@@ -198,6 +201,24 @@ class Mamba2(KeepsFloat32):
         if self.norm is not None:
             y = self.norm(y, z)
         return self.out_proj(y), Mamba2State(conv, ssm)
+
+    def _decode(self, z: Tensor, xBC: Tensor, dt: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+        """One step on a GPU, in few launches."""
+        y, conv, ssm = decode.mamba2_scan(
+            xBC,
+            dt,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            self.A_log,
+            self.D[:, None].expand(-1, self.headdim) if self.D.shape[0] == self.heads else self.D.view(self.heads, -1),
+            z if self.norm is None else None,
+            self.dt_bias,
+            self.dt_limit,
+            *state,
+        )
+        if self.norm is not None:
+            y = self.norm(y, z)
+        return self.out_proj(y[:, None]), Mamba2State(conv, ssm)
 
     def step(self, x: Tensor, state: Mamba2State | None = None) -> tuple[Tensor, Mamba2State]:
         """One step: x and y are (batch, d_model)."""

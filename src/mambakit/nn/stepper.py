@@ -3,7 +3,8 @@
     y_t, state_t = layer(x_t, state_{t-1})
 
 The layers take a step too, and spend most of it in Python. Here every norm, product, convolution and scan of the whole
-stack runs in a single call of the compiled extension, whose time is that of reading the weights.
+stack runs in a single call of the compiled extension, whose time is that of reading the weights. On a GPU the layers'
+step is captured as a CUDA graph and replayed.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path, tree
 from mambakit.nn import native_stack
 from mambakit.nn.backbone import Backbone
 from mambakit.nn.block import Block
+from mambakit.nn.graphed_steps import GraphedSteps
 from mambakit.nn.mamba import Mamba
 from mambakit.nn.mamba2 import Mamba2
 from mambakit.nn.mamba3 import Mamba3
@@ -36,10 +38,10 @@ class Stepper:
         batch_size: sequences that advance together.
 
     Attributes:
-        backend: "cpu" where the compiled stack takes the steps; "layers" where the layers do, which is slower and gives
-            the same results: without the extension, on another device, in float64, or for mixers and modules that it
-            does not know.
-        reason: why the layers do; empty for "cpu".
+        backend: "cpu" where the compiled stack takes the steps; "graph" where a CUDA graph does, captured at the first;
+            "layers" where the layers do, which is slower and gives the same results: without the extension, on other
+            devices, in float64, for mixers and modules that the stack does not know, or a step that can't be captured.
+        reason: why the layers do; empty for "cpu" and "graph".
 
     >>> backbone = Backbone(d_model=32, n_layer=2)
     >>> stepper = Stepper(backbone)
@@ -99,18 +101,31 @@ class Stepper:
         if self._addresses() != self._bound_to:
             self._check(self._steps.state)  # other parameters may have other sizes
             self._bind(self._steps.state)
+        if self.backend == "graph" and isinstance(self._steps, _LayerSteps):
+            self._capture(x)
         return self._steps.step(x)
 
     def _bind(self, state: Any) -> None:
         """Choose who takes the steps, by the parameters as they are now."""
         self.reason = native_stack.refusal(self.layer)
         self.backend = "layers" if self.reason else "cpu"
-        self._steps: _LayerSteps | native_stack.CompiledSteps = (
+        self._steps: _LayerSteps | GraphedSteps | native_stack.CompiledSteps = (
             _LayerSteps(self.layer, state)
             if self.reason
             else native_stack.CompiledSteps(self.layer, self._d_model, state)
         )
+        if next(self.layer.parameters()).is_cuda:
+            self.backend, self.reason = "graph", ""
         self._bound_to = self._addresses()
+
+    def _capture(self, x: Tensor) -> None:
+        """Let a graph take the steps from here; or leave them to the layers, and say why."""
+        device = next(self.layer.parameters()).device
+        buffer = _as_input(self.layer, x.to(device, torch.promote_types(x.dtype, torch.float32)))
+        try:
+            self._steps = GraphedSteps(self.layer, buffer, self._steps.state)
+        except RuntimeError as error:
+            self.backend, self.reason = "layers", str(error)
 
     def _addresses(self) -> list[int]:
         # Of parameters that were moved, converted or replaced. What the stack still holds of the old ones is not freed,

@@ -9,14 +9,15 @@
 import torch
 from torch import Tensor
 
-from mambakit.ops import dispatch, operator
+from mambakit.ops import dispatch, operator, triton
 from mambakit.ops.cpu import causal_conv1d as cpu
 from mambakit.ops.inputs import ConvInputs
 from mambakit.ops.packing import check_packing, sequence_count
 from mambakit.ops.portable import causal_conv1d as portable
 from mambakit.ops.reference.causal_conv1d import causal_conv1d as reference
 
-_KERNELS = {"cpu": cpu, "portable": portable}
+_KERNELS = {"triton": triton.Kernels("causal_conv1d"), "cpu": cpu, "portable": portable}
+_WIDEST_ON_TRITON = 16  # taps are kept in registers
 
 
 def causal_conv1d(
@@ -60,7 +61,7 @@ def causal_conv1d(
     inputs = ConvInputs(x, weight, bias, initial_state, cu_seqlens, silu=activation is not None)
     _check(inputs)
     inputs = _with_common_dtypes(inputs)
-    name = dispatch.choose(x.device, backend, (*_KERNELS, "reference"))
+    name = dispatch.choose(x.device, backend, (*_KERNELS, "reference"), lambda name: _case_refusal(name, inputs))
     y, final_state = reference(inputs) if name == "reference" else _run(inputs, name)
     return (y, final_state) if return_final_state else y
 
@@ -88,6 +89,13 @@ def causal_conv1d_step(
         backend=backend,
     )
     return y[:, 0], final_state
+
+
+def _case_refusal(backend: str, inputs: ConvInputs) -> str | None:
+    width = inputs.weight.shape[1]
+    if backend == "triton" and width > _WIDEST_ON_TRITON:
+        return f"its convolution has {_WIDEST_ON_TRITON} taps at most, and the weight has {width}"
+    return None
 
 
 def _check(inputs: ConvInputs) -> None:

@@ -8,7 +8,9 @@
 | reference | the definition, one step after another, in plain PyTorch     | any device, when asked for      |
 
 `backend=` of an operation comes first, then the environment variable `MAMBAKIT_BACKEND`, then the fastest backend that
-serves the device. A backend that was asked for by name and can't serve is an error, never a silent substitution.
+serves the device. A backend that was asked for by name and can't serve is an error, never a silent substitution. The
+environment variable speaks of whole models, and so of the operations that have the backend: one that has none of that
+name, such as a norm on `cpu`, takes its fastest.
 
 Not every operation has a kernel on every backend: `serving` of `choose` names those that it has, fastest first. Nor
 does every kernel take every case (a dtype, say): `case_refusal` says why it does not, and the next backend does it.
@@ -63,14 +65,14 @@ def choose(
         return refusal(name, device) or (None if case_refusal is None else case_refusal(name))
 
     asked = requested or os.environ.get("MAMBAKIT_BACKEND") or None
-    if asked is None:
+    source = "backend" if requested else "MAMBAKIT_BACKEND"
+    if asked is not None and asked not in BACKENDS:
+        raise ValueError(f"{source}={asked!r} is not a backend; choose one of {', '.join(BACKENDS)}")
+    if asked is None or (requested is None and asked not in serving):
         if "cpu" in serving and device.type == "cpu" and not cpu.AVAILABLE:
             _warn_once_that_the_extension_is_missing()
         willing = (name for name in serving if not (name == "triton" and device.type == "cpu"))  # the interpreter
         return next(name for name in willing if reason_against(name) is None)
-    source = "backend" if requested else "MAMBAKIT_BACKEND"
-    if asked not in BACKENDS:
-        raise ValueError(f"{source}={asked!r} is not a backend; choose one of {', '.join(BACKENDS)}")
     reason = reason_against(asked) if asked in serving else f"this operation runs on {', '.join(serving)}"
     if reason is not None:
         raise ValueError(f"{source}={asked!r} can't serve: {reason}")

@@ -34,6 +34,17 @@ class ConvInputs(NamedTuple):
     silu: bool
 
 
+class NormInputs(NamedTuple):
+    """Inputs of the fused root-mean-square norm, each in the dtype that it has."""
+
+    x: Tensor  # (..., dim)
+    weight: Tensor  # (dim,)
+    z: Tensor | None  # (..., dim)
+    eps: float
+    groups: int
+    norm_before_gate: bool
+
+
 class SsdInputs(NamedTuple):
     """Inputs of the scan of Mamba-2; activations share one dtype, the rest is float32 (float64 for float64)."""
 

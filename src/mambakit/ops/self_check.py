@@ -1,5 +1,6 @@
 """A second's check that every backend of this machine gives what the reference gives."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -11,6 +12,7 @@ from mambakit.ops import dispatch
 from mambakit.ops.causal_conv1d import causal_conv1d
 from mambakit.ops.mamba3_inputs import Mamba3State
 from mambakit.ops.mamba3_scan import mamba3_scan
+from mambakit.ops.rms_norm import gated_rms_norm
 from mambakit.ops.selective_scan import selective_scan
 from mambakit.ops.ssd import ssd
 
@@ -25,6 +27,7 @@ class Check:
     backend: str
     device: str
     error: float  # the largest ratio of norms over outputs and gradients
+    first_call: float  # seconds of forward and backward, with the compilation of kernels that are compiled when needed
 
     @property
     def passed(self) -> bool:
@@ -33,7 +36,7 @@ class Check:
 
 
 def self_check() -> Iterator[Check]:
-    """Run each operation, forward and backward, on every backend that serves a device of this machine."""
+    """Run each operation, forward and backward, on every backend that has it and serves a device of this machine."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         for name in dispatch.BACKENDS:
@@ -43,10 +46,19 @@ def self_check() -> Iterator[Check]:
                 continue
             for operation, run in _OPERATIONS.items():
                 generator = torch.Generator().manual_seed(0)
-                got = run(name, device, generator)
+                start = time.perf_counter()
+                try:
+                    got = run(name, device, generator)
+                except ValueError as error:
+                    if "can't serve" in str(error):  # no kernel of this operation there
+                        continue
+                    raise
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - start
                 expected = run("reference", device, generator.manual_seed(0))
                 worst = max(_error(a, b) for a, b in zip(got, expected, strict=True))
-                yield Check(operation, name, device, worst)
+                yield Check(operation, name, device, worst, seconds)
 
 
 def _error(got: Tensor, expected: Tensor) -> float:
@@ -119,4 +131,20 @@ def _mamba3(backend: str, device: str, generator: torch.Generator) -> tuple[Tens
     return _with_gradients(run, leaves)
 
 
-_OPERATIONS = {"selective_scan": _scan, "causal_conv1d": _convolution, "ssd": _ssd, "mamba3_scan": _mamba3}
+def _norm(backend: str, device: str, generator: torch.Generator) -> tuple[Tensor, ...]:
+    leaves = [torch.randn(*shape, generator=generator).to(device) for shape in [(2, 70, 20), (20,), (2, 70, 20)]]
+
+    def run(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        y = gated_rms_norm(*leaves, groups=2, backend=backend)
+        return y, y
+
+    return _with_gradients(run, leaves)
+
+
+_OPERATIONS = {
+    "selective_scan": _scan,
+    "causal_conv1d": _convolution,
+    "ssd": _ssd,
+    "mamba3_scan": _mamba3,
+    "gated_rms_norm": _norm,
+}
