@@ -40,6 +40,8 @@ class Kernels:
         self.name = name
 
     def __getattr__(self, attribute: str) -> Any:
+        if interpreting():
+            _let_loops_run_to_computed_bounds()
         return getattr(importlib.import_module(f"mambakit.ops.triton.{self.name}"), attribute)
 
 
@@ -50,3 +52,18 @@ def _capability_refusal(index: int | None) -> str | None:
         found, least = (".".join(map(str, version)) for version in (capability, _LEAST_CAPABILITY))
         return f"it needs compute capability {least}, and this GPU has {found}"
     return None
+
+
+@functools.cache
+def _let_loops_run_to_computed_bounds() -> None:
+    # The interpreter's scalars are arrays of one element, which numpy from 2.4 on does not take for integers.
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        put = scope[0].set_attr if scope else setattr
+        put(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_and_mend

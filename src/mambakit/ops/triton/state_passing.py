@@ -99,7 +99,7 @@ def _pass_states(
     state = tl.zeros([BLOCK], tl.float32)
     if HAS_START:
         state = tl.load(start + whole + value, mask=inside, other=0.0).to(tl.float32)
-    for step in range(0, count):
+    for step in range(count):
         part = first + (count - 1 - step if REVERSE else step)
         row = part * heads + head
         place = parts + row * values + value
