@@ -10,7 +10,6 @@ and what it keeps of the state before it, the factor f_k. Then
 are the same recurrence in the two directions. A state may have any inner shape: it is a row of numbers here.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -109,10 +108,3 @@ def _pass_states(
         state = state * factor + added
     if HAS_END:
         tl.store(end + whole + value, state, mask=inside)
-
-
-def empty_parts(like: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Unfilled `parts` and `factors` for `count` parts of states shaped as those of `like` (sequences, heads, ...)."""
-    heads, *inner = like.shape[1:]
-    options = {"dtype": torch.float32, "device": like.device}
-    return torch.empty(count, heads, *inner, **options), torch.empty(count, heads, **options)
