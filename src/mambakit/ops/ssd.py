@@ -220,7 +220,7 @@ def _outputs(inputs: SsdInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
         slots = ssd_limits.kept_chunks(batch, length, packed, ssd_limits.chunk_of(inputs.chunk_size, x.dtype))
     elif keep:
         slots = batch * length // inputs.chunk_size + sequences
-    inner = (state, headdim) if backend == "triton" else (headdim, state)
+    inner = (headdim, state) if backend != "triton" else ssd_limits.filled(headdim, state, x.dtype)[::-1]
     return y, A.new_empty(sequences, heads, headdim, state), kept.new_empty(slots, heads, *inner)
 
 

@@ -29,6 +29,7 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -37,10 +38,12 @@ from mambakit.ops.triton import interpreting
 from mambakit.ops.triton.ssd_backward import chunk_gradients, key_gradients, sum_splits
 from mambakit.ops.triton.ssd_forward import walk_outputs, walk_states
 from mambakit.ops.triton.ssd_layout import Layout, cut
-from mambakit.ops.triton.ssd_limits import chunk_of
+from mambakit.ops.triton.ssd_limits import chunk_of, filled
 from mambakit.ops.triton.ssd_steps import finish_steps, prepare_steps
 from mambakit.ops.triton.state_passing import pass_states
 
+_DIFFERENTIABLE = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
+_CONTIGUOUS = torch.contiguous_format
 _STEPS_HEADS = 16  # heads to a program of the kernels of ssd_steps
 
 
@@ -91,6 +94,78 @@ def forward(inputs: SsdInputs, y: Tensor, final_state: Tensor, kept_states: Tens
     """Fill y, the final state and, unless they are empty, the states before every chunk."""
     if final_state.numel() == 0:
         return
+    whole = _in_whole_blocks(inputs)
+    if whole is inputs:
+        _forward(inputs, y, final_state, kept_states)
+        return
+    headdim, state = final_state.shape[2:]
+    wide_y = torch.empty_like(whole.x, memory_format=torch.contiguous_format)
+    wide_state = final_state.new_empty(*final_state.shape[:2], whole.x.shape[3], whole.B.shape[3])
+    _forward(whole, wide_y, wide_state, kept_states)
+    y.copy_(wide_y[..., :headdim])
+    final_state.copy_(wide_state[..., :headdim, :state])
+
+
+def backward(
+    inputs: SsdInputs, kept: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor, grads: SsdInputs
+) -> None:
+    """Fill `grads`."""
+    if grad_final_state.numel() == 0 or grad_y.numel() == 0:
+        _without_steps(grad_final_state, grads)
+        return
+    whole = _in_whole_blocks(inputs)
+    if whole is inputs:
+        _backward(inputs, kept, grad_y, grad_final_state, grads)
+        return
+    rows, states = whole.x.shape[3] - inputs.x.shape[3], whole.B.shape[3] - inputs.B.shape[3]
+    unfilled: dict[str, Any] = {
+        name: torch.empty_like(getattr(whole, name), memory_format=_CONTIGUOUS)
+        for name in _DIFFERENTIABLE
+        if getattr(grads, name) is not None
+    }
+    wide = grads._replace(**unfilled)
+    wide_grad_state = F.pad(grad_final_state, (0, states, 0, rows))
+    _backward(whole, kept, F.pad(grad_y, (0, rows)), wide_grad_state, wide)
+    for name in _DIFFERENTIABLE:
+        grad: Tensor | None = getattr(grads, name)
+        if grad is not None:
+            grad.copy_(getattr(wide, name)[tuple(slice(size) for size in grad.shape)])
+
+
+def _in_whole_blocks(inputs: SsdInputs) -> SsdInputs:
+    """The inputs themselves, or in half precision filled up with zeros to whole blocks of aligned rows.
+
+    Triton 3.6 gave wrong states on Hopper for rows of 24 and 40 numbers, read one by one, in blocks of 32 and 64.
+    """
+    x, _, _, B, C, D, z, _, initial, *_ = inputs
+    if x.dtype == torch.float32:
+        return inputs
+    headdim, state = filled(x.shape[3], B.shape[3], x.dtype)
+    rows, states = headdim - x.shape[3], state - B.shape[3]
+    read = [t for t in (x, B, C, z) if t is not None]
+    if not rows and not states and all(_aligned(t) for t in read):
+        return inputs
+    return inputs._replace(
+        x=_fill(x, rows),
+        B=_fill(B, states),
+        C=_fill(C, states),
+        D=None if D is None else F.pad(D, (0, rows)),
+        z=None if z is None else _fill(z, rows),
+        initial_state=None if initial is None else F.pad(initial, (0, states, 0, rows)),
+    )
+
+
+def _fill(tensor: Tensor, more: int) -> Tensor:
+    """The tensor with `more` zeros at the end of its rows, which then lie aligned."""
+    return F.pad(tensor, (0, more)) if more else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _aligned(tensor: Tensor) -> bool:
+    strides = tensor.stride()
+    return strides[3] == 1 and all(s % 16 == 0 for s in strides[:3]) and tensor.data_ptr() % 16 == 0
+
+
+def _forward(inputs: SsdInputs, y: Tensor, final_state: Tensor, kept_states: Tensor) -> None:
     call = _Call(inputs)
     layout, heads = call.layout, inputs.x.shape[2]
     with torch.cuda.device_of(y):
@@ -135,13 +210,9 @@ def forward(inputs: SsdInputs, y: Tensor, final_state: Tensor, kept_states: Tens
         )
 
 
-def backward(
+def _backward(
     inputs: SsdInputs, kept: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor, grads: SsdInputs
 ) -> None:
-    """Fill `grads`."""
-    if grad_final_state.numel() == 0 or grad_y.numel() == 0:
-        _without_steps(grad_final_state, grads)
-        return
     call = _Call(inputs)
     layout, x = call.layout, call.x
     heads, groups = x.shape[2], call.B.shape[2]
@@ -213,7 +284,8 @@ def backward(
 
 def _without_steps(grad_final_state: Tensor, grads: SsdInputs) -> None:
     """The gradients where there is nothing to scan: the final state is the initial one."""
-    for grad in grads[:8]:
+    for name in _DIFFERENTIABLE[:-1]:
+        grad: Tensor | None = getattr(grads, name)
         if grad is not None:
             grad.zero_()
     if grads.initial_state is not None:
@@ -243,8 +315,6 @@ class _Call:
         self.precision = "tf32x3" if self.x.dtype == torch.float32 else "widened" if interpreting() else "ieee"
         read = [t for t in (self.x, self.B, self.C, self.z) if t is not None]
         self.align = 16 if all(s % 16 == 0 for t in read for s in t.stride()[:3]) else 1
-        if self.align == 1 or headdim % 16 or state % 16 or any(t.data_ptr() % 16 for t in read):
-            self.config = _without_pipelining(self.config)
         layout = self.layout
         counts = layout.chunks_of_sequence, layout.segments_of_sequence, layout.chunks_of_segment, layout.chunks
         self.chunk_sizes = (length, layout.chunks_of_sequence, layout.chunks, heads, headdim, state, heads // groups)
@@ -382,12 +452,6 @@ class _Call:
             STAGES=self.config.stages_states,
             num_warps=self.config.warps_states,
         )
-
-
-def _without_pipelining(config: Configuration) -> Configuration:
-    """For rows that asynchronous copies can't read: Triton 3.6 gives wrong results where only some loads of a loop are
-    asynchronous and others reach the tensor cores through registers and shared memory."""
-    return config._replace(stages_outputs=1, stages_states=1, stages_gradients=1, stages_keys=1)
 
 
 def _split(heads: int, programs: int, wanted: int) -> tuple[int, int]:

@@ -24,6 +24,19 @@ def chunk_of(chunk_size: int, dtype: torch.dtype) -> int:
     return chunk
 
 
+def filled(headdim: int, state: int, dtype: torch.dtype) -> tuple[int, int]:
+    """The sizes at which the kernels work: in half precision whole blocks, to which others are filled up with zeros."""
+    if dtype == torch.float32:
+        return headdim, state
+    block = 16
+    while block < 64 and block < headdim:
+        block *= 2
+    width = 16
+    while width < state:
+        width *= 2
+    return (headdim + block - 1) // block * block, width
+
+
 def kept_chunks(batch: int, length: int, sequences: int | None, chunk: int) -> int:
     """How many states before chunks there are; of packed `sequences`, at most."""
     if sequences is None:
