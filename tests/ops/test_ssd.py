@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ops.agreement import DTYPES, assert_backend_agrees, error
-from tests.ops.backends import BACKENDS
+from tests.ops.agreement import DTYPES, OUTPUT_BOUND, assert_backend_agrees, error
+from tests.ops.backends import BACKENDS, TRITON
 from torch import Tensor
 
 from mambakit.ops import selective_scan, ssd, ssd_step
 
+EVERYWHERE = [*BACKENDS, *TRITON]
 CHUNK = 16  # steps, so that 45 of them are several chunks and a rest
 
 
@@ -128,6 +129,57 @@ def test_backend_agrees_with_the_reference(backend: str, dtype: torch.dtype, gro
     assert_backend_agrees(scan, make(dtype=dtype, groups=groups), backend, dtype)
 
 
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (torch.float32, {}),
+        (torch.bfloat16, {"groups": 2}),
+        (torch.float16, {"groups": 6, "optional": False}),
+        (torch.float32, {"batch": 1, "length": 40, "heads": 2, "headdim": 70, "state": 20}),  # blocks of the headdim
+        (torch.float32, {"batch": 1, "length": 70, "heads": 1, "headdim": 3, "state": 33}),
+        (torch.float32, {"length": 0}),
+        (torch.float32, {"length": 1}),
+        (torch.float32, {"batch": 0}),
+    ],
+)
+def test_gpu_agrees_with_the_reference(backend: str, dtype: torch.dtype, shape: dict) -> None:
+    assert_backend_agrees(scan, make(dtype=dtype, **shape), backend, dtype)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize("lengths", [[], [0], [5, 0, 33, 16], [300, 20]])
+def test_packed_sequences_on_the_gpu_give_what_separate_ones_give(backend: str, lengths: list[int]) -> None:
+    bounds = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
+    tensors = make(1, sum(lengths), 2, sequences=len(lengths), groups=2)
+    assert_backend_agrees(scan, {**tensors, "cu_seqlens": bounds}, backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_segments_of_a_long_sequence_hand_their_state_on(backend: str) -> None:
+    assert_backend_agrees(scan, make(1, 400, 1, groups=1), backend, torch.float32)  # 25 chunks: more than one segment
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_gpu_gives_the_same_bits_each_time(backend: str) -> None:
+    tensors = leaves_of(make(1, 90, 6, groups=2, dtype=torch.bfloat16))
+    found = []
+    for _ in range(2):
+        outputs = scan(**tensors, backend=backend)
+        grads = torch.autograd.grad(sum(t.float().square().sum() for t in outputs), list(tensors.values()))
+        found.append((*outputs, *grads))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize("change", [{"dtype": torch.float64}, {"state": 300}])
+def test_what_the_gpu_does_not_take_is_refused_by_name_and_served_by_the_next(backend: str, change: dict) -> None:
+    tensors = make(1, 3, 1, **change)
+    with pytest.raises(ValueError, match="the GPU's ssd"):
+        scan(**tensors, backend=backend)
+    assert scan(**tensors)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(
     batch=st.integers(0, 3),
@@ -146,7 +198,7 @@ def test_backend_agrees_at_any_shape(
     assert_backend_agrees(scan, tensors, backend, torch.float32)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 @pytest.mark.parametrize("chunk_size", [1, 7, 45, 1000, None])
 def test_chunk_size_does_not_change_the_result(backend: str, chunk_size: int | None) -> None:
     operation = functools.partial(ssd, dt_softplus=True, return_final_state=True, chunk_size=chunk_size)
@@ -162,7 +214,7 @@ def test_packed_sequences_give_what_separate_ones_give(backend: str, lengths: li
     assert_backend_agrees(scan, {**tensors, "cu_seqlens": bounds}, backend, torch.float32)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 def test_strided_and_transposed_inputs_are_read_where_they_lie(backend: str) -> None:
     batch, length, heads, headdim, state = 2, 40, 6, 4, 3
     tensors = make(batch, length, heads, headdim, state)
@@ -190,7 +242,7 @@ def test_gradients_pass_gradcheck(backend: str) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 def test_gradient_of_the_final_state_alone(backend: str) -> None:
     tensors = leaves_of(make())
     grads = {}
@@ -201,7 +253,7 @@ def test_gradient_of_the_final_state_alone(backend: str) -> None:
         assert error(a, b) < 1e-4
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 @pytest.mark.parametrize("step", [0.0, 1e-8, 1.0, 1e3, 1e30])
 def test_extreme_steps_stay_finite(backend: str, step: float) -> None:
     tensors = make(optional=False)
@@ -214,7 +266,7 @@ def test_extreme_steps_stay_finite(backend: str, step: float) -> None:
     assert all(t.isfinite().all() for t in (y, h, *grads))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 def test_small_decays_after_a_step_that_forgets_keep_their_digits(backend: str) -> None:
     tensors = make(1, 256, 1, 1, 1, optional=False)
     tensors["B"], tensors["C"] = torch.ones(1, 256, 1, 1), torch.ones(1, 256, 1, 1)
@@ -225,14 +277,14 @@ def test_small_decays_after_a_step_that_forgets_keep_their_digits(backend: str) 
     assert_backend_agrees(operation, tensors, backend, torch.float32)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 def test_a_growing_state_agrees_where_it_does_not_overflow(backend: str) -> None:
     tensors = make()
     tensors["A"] = torch.full((6,), 0.05)
     assert_backend_agrees(scan, tensors, backend, torch.float32)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 def test_nan_in_one_head_stays_in_that_head_and_comes_no_earlier(backend: str) -> None:
     tensors = make(optional=False)
     tensors["x"][0, 20, 2] = math.nan
@@ -286,6 +338,21 @@ def test_steps_give_what_the_whole_gives(backend: str) -> None:
     torch.testing.assert_close(h, last)
 
 
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize(("dtype", "groups", "optional"), [(torch.float32, 2, True), (torch.bfloat16, 1, False)])
+def test_one_step_on_the_gpu_is_a_sequence_of_length_one(
+    backend: str, dtype: torch.dtype, groups: int, optional: bool
+) -> None:
+    t = make(2, 1, 4, 19, 21, groups, dtype, optional=optional)
+    t["initial_state"] = torch.randn(2, 4, 21, 19).transpose(2, 3)
+    whole, last = scan(**t, backend="reference")
+    rows = {name: t[name][:, 0] for name in ("x", "dt", "B", "C", "z") if name in t}
+    parameters = {name: t.get(name) for name in ("A", "D", "dt_bias")}
+    y, h = ssd_step(t["initial_state"], **rows, **parameters, dt_softplus=True, backend=backend)
+    assert error(y, whole[:, 0]) <= OUTPUT_BOUND[dtype]
+    assert error(h, last) <= OUTPUT_BOUND[torch.float32]
+
+
 def test_one_D_for_each_head_serves_all_its_channels() -> None:
     t = make()
     t["D"] = torch.randn(6, requires_grad=True)
@@ -308,7 +375,7 @@ def test_operator_passes_opcheck() -> None:
     t = make(length=5)
     leaves = [None if x is None else x.requires_grad_() for x in t.values()]
     settings = (True, 0.0, math.inf, 4, True)  # a chunk size that leaves no slot of the kept states unused
-    for backend in BACKENDS:
+    for backend in EVERYWHERE:
         torch.library.opcheck(torch.ops.mambakit.ssd.default, (*leaves, None, *settings, backend))
 
 

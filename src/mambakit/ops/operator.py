@@ -125,7 +125,7 @@ def register(
     forward_op.register_autograd(autograd, setup_context=setup_context)
 
     def run(inputs: Inputs, backend: str) -> tuple[Tensor, Tensor]:
-        keep = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+        keep = _needs_gradient(inputs)
         # Outside of graphs and transforms nobody needs the operator itself, which costs 50 microseconds a call and, the
         # first time, a second to load what torch.compile is made of.
         call = forward if not keep and _nobody_looks_on(inputs) else forward_op
@@ -133,6 +133,15 @@ def register(
         return y, final_state
 
     return run
+
+
+def runs_plainly(inputs: tuple[Any, ...]) -> bool:
+    """Whether a kernel may be called on the inputs as it is: no gradient is asked for, and no graph is made."""
+    return not _needs_gradient(inputs) and _nobody_looks_on(inputs)
+
+
+def _needs_gradient(inputs: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
 
 
 def _nobody_looks_on(inputs: tuple[Any, ...]) -> bool:

@@ -9,19 +9,22 @@ in chunks of matrix products and whose backward forms each chunk again from the 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mambakit.ops import dispatch, operator
+from mambakit.ops import dispatch, operator, triton
 from mambakit.ops.cpu import ssd as cpu
 from mambakit.ops.inputs import SsdInputs
 from mambakit.ops.packing import check_packing, sequence_count
 from mambakit.ops.portable import ssd as portable
 from mambakit.ops.reference.ssd import ssd as reference
+from mambakit.ops.triton import ssd_limits
 
-_KERNELS = {"cpu": cpu, "portable": portable}
+_STEP = triton.Kernels("ssd_step")
+_KERNELS = {"triton": triton.Kernels("ssd"), "cpu": cpu, "portable": portable}
 _CHUNK_SIZE = {"cpu": 64}  # a chunk of 64 stays in the caches
 _CHUNK_SIZE_ELSEWHERE = 256  # few and large products, as in mamba-ssm
 
@@ -57,7 +60,8 @@ def ssd(
         dt_softplus: pass dt (its bias added) through softplus.
         dt_limit: dt is clamped to this interval, after softplus; its gradient is zero outside.
         chunk_size: steps that go into one matrix product, None for a good choice. It changes the time taken and the
-            memory, not the result; the reference goes step by step whatever it is.
+            memory, not the result; the reference goes step by step whatever it is, and the GPU's kernels take the
+            nearest power of two from 16 to 64 that is not greater, or 16.
         initial_state: (batch, heads, headdim, state); zero if None.
         return_final_state: also return the state after the last step.
         cu_seqlens: (sequences + 1,) integers from 0 to length: packed sequences. Batch is then 1, and states are
@@ -85,7 +89,7 @@ def ssd(
     inputs = SsdInputs(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, *dt_limit, chunk)
     _check(inputs)
     inputs = _with_common_dtypes(inputs)
-    name = dispatch.choose(x.device, backend, (*_KERNELS, "reference"))
+    name = dispatch.choose(x.device, backend, (*_KERNELS, "reference"), _case_refusal(inputs))
     y, final_state = reference(inputs) if name == "reference" else _run(inputs, name)
     return (y, final_state) if return_final_state else y
 
@@ -110,6 +114,12 @@ def ssd_step(
     x, z and y are (batch, heads, headdim); dt (batch, heads); B and C (batch, [groups,] state); the rest is as in
     `ssd`.
     """
+    if x.is_cuda or backend == "triton":  # one launch, and none of the checks and casts of a whole sequence twice
+        inputs = _step_inputs(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit)
+        if operator.runs_plainly(inputs) and dispatch.accumulation_dtype(*inputs[:9]) == torch.float32:
+            _check(inputs)
+            if dispatch.choose(x.device, backend, (*_KERNELS, "reference"), _case_refusal(inputs)) == "triton":
+                return _STEP.step(inputs, state)
     y, final_state = ssd(
         x[:, None],
         dt[:, None],
@@ -126,6 +136,27 @@ def ssd_step(
         backend=backend,
     )
     return y[:, 0], final_state
+
+
+def _step_inputs(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: tuple[float, float],
+) -> SsdInputs:
+    """The step as a sequence of length one."""
+    B, C = (t[:, None, None] if t.dim() == 2 else t[:, None] for t in (B, C))
+    if D is not None and D.dim() == 1 and x.dim() == 3:
+        D = D[:, None].expand(-1, x.shape[2])
+    z = None if z is None else z[:, None]
+    return SsdInputs(x[:, None], dt[:, None], A, B, C, D, z, dt_bias, state, None, dt_softplus, *dt_limit, 1)
 
 
 def _check(inputs: SsdInputs) -> None:
@@ -155,6 +186,13 @@ def _check(inputs: SsdInputs) -> None:
     dispatch.check_shape("initial_state", initial_state, states, "(sequences, heads, headdim, state)")
 
 
+def _case_refusal(inputs: SsdInputs) -> Callable[[str], str | None]:
+    def reason(backend: str) -> str | None:
+        return ssd_limits.refusal(inputs.x.dtype, inputs.B.shape[3]) if backend == "triton" else None
+
+    return reason
+
+
 def _with_common_dtypes(inputs: SsdInputs) -> SsdInputs:
     """Activations in one dtype; A, D, dt_bias and the state in the dtype of sums."""
     wide = dispatch.accumulation_dtype(*inputs[:9])
@@ -174,9 +212,16 @@ def _outputs(inputs: SsdInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
     x, A = inputs.x, inputs.A
     batch, length, heads, headdim = x.shape
     sequences, state = sequence_count(batch, inputs.cu_seqlens), inputs.B.shape[3]
-    slots = batch * length // inputs.chunk_size + sequences if keep else 0
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return y, A.new_empty(sequences, heads, headdim, state), A.new_empty(slots, heads, headdim, state)
+    kept = A if backend != "triton" else x  # on the GPU in the dtype in which its matrix products take the states
+    slots = 0
+    if keep and backend == "triton":
+        packed = None if inputs.cu_seqlens is None else sequences
+        slots = ssd_limits.kept_chunks(batch, length, packed, ssd_limits.chunk_of(inputs.chunk_size, x.dtype))
+    elif keep:
+        slots = batch * length // inputs.chunk_size + sequences
+    inner = (headdim, state) if backend != "triton" else ssd_limits.filled(headdim, state, x.dtype)[::-1]
+    return y, A.new_empty(sequences, heads, headdim, state), kept.new_empty(slots, heads, *inner)
 
 
 _run = operator.register("ssd", SsdInputs, _outputs, backends=_KERNELS, kept=1)

@@ -1,0 +1,312 @@
+"""The gradients of a chunk of the scan of Mamba-2, given the state before it and the gradient of the state after it.
+
+With c_i, S and "last" as in ssd_forward, G the gradient of the state after the chunk, and for j <= i
+
+    L_ji = exp(c_i - c_j)        R_ji = (x_j . dy_i) L_ji         Z_ji = R_ji (B_j . C_i)
+
+the gradients are
+
+    dx_j = dt_j (sum_i (B_j . C_i) L_ji dy_i + exp(c_last - c_j) G B_j) + D dy_j
+    dC_i = sum over heads of sum_j dt_j R_ji B_j + exp(c_i) S^T dy_i
+    dB_j = sum over heads of sum_i dt_j R_ji C_i + dt_j exp(c_last - c_j) G^T x_j
+
+A program of `chunk_gradients` takes a chunk and several heads of a group, so that B . C is formed once and the sum of
+dt_j R_ji over its heads stays in registers; products of pairs have the source j along their rows, ready to multiply dy
+from registers. `key_gradients` sums dB, or dC, over heads. One kernel for both would read S, G, x and dy once instead
+of twice, but its accumulators leave no registers to work with. What the decays and dt need (see ssd_steps):
+
+    across_i  = exp(c_i) dy_i . S C_i + (sum_j dt_j Z_ji - dt_i sum_k Z_ik)
+    within_k  = sum_{j < k <= i} dt_j Z_ji
+    dscale_j  = sum_i Z_ji + exp(c_last - c_j) x_j . G B_j
+    sent_j    = dt_j exp(c_last - c_j) x_j . G B_j
+    through   = exp(c_last) <G, S>
+
+where half precision takes the brackets for `within`, and float32 `within` for the brackets, whose difference is not
+exact where a step forgets everything.
+"""
+
+import triton
+import triton.language as tl
+
+from mambakit.ops.triton.ssd_forward import product, rounded, silu
+from mambakit.ops.triton.ssd_layout import chunk_place
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+
+_RUN_TIME = ["length", "chunks_of_sequence", "chunks", "heads", "splits", "heads_of_program"]
+
+
+@triton.jit(do_not_specialize=[*_RUN_TIME, "x_batch", "B_batch", "C_batch", "z_batch"])
+def chunk_gradients(
+    x,
+    B,
+    C,
+    z,
+    D,
+    dy,
+    runs,
+    states,
+    state_grads,
+    dx,
+    dpairs,
+    dz,
+    dD,
+    across,
+    dscale,
+    sent,
+    within,
+    through,
+    table,
+    x_batch,
+    x_row,
+    x_head,
+    B_batch,
+    B_row,
+    B_group,
+    C_batch,
+    C_row,
+    C_group,
+    z_batch,
+    z_row,
+    z_head,
+    D_head,
+    D_row,
+    length,
+    chunks_of_sequence,
+    chunks,
+    heads,
+    headdim,
+    state,
+    share,
+    splits,
+    heads_of_program,
+    BLOCKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_D: tl.constexpr,
+    FINE: tl.constexpr,
+    PACKED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Fill dx, dz, the sums of dt_j R_ji over each program's heads: dpairs (splits, chunks, groups, CHUNK, CHUNK), and
+    for each chunk what it adds to dD (chunks, heads, headdim).
+
+    states and state_grads are (chunks, heads, state, headdim); dy, dx, dz are contiguous. across, dscale, sent and
+    within are (BLOCKS, heads, places), through is (BLOCKS, heads, chunks).
+    """
+    group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
+    chunk = tl.program_id(1).to(tl.int64)
+    groups = heads // share
+    batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
+    step = tl.arange(0, CHUNK)
+    n = tl.arange(0, BLOCK_N)
+    rows, sequence = start.to(tl.int64), batch.to(tl.int64)
+    in_rows, in_n = step < end - start, n < state
+    in_B = in_rows[:, None] & in_n[None, :]
+    B_at = B + tl.multiple_of(sequence * B_batch + rows * B_row, ALIGN) + group * B_group
+    C_at = C + tl.multiple_of(sequence * C_batch + rows * C_row, ALIGN) + group * C_group
+    Bs = tl.load(B_at + step[:, None] * B_row + n[None, :], mask=in_B, other=0.0)
+    Cs = tl.load(C_at + step[:, None] * C_row + n[None, :], mask=in_B, other=0.0)
+    x_base = x + tl.multiple_of(sequence * x_batch + rows * x_row, ALIGN)
+    z_base = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN)
+    dy_base = (sequence * length + rows) * heads * headdim
+    chunks_wide = chunks.to(tl.int64)
+    whole = chunks_wide * heads
+
+    later = step[None, :] >= step[:, None]
+    scores = product(Bs, tl.trans(Cs), None, PRECISION)
+    dscores = tl.zeros([CHUNK, CHUNK], tl.float32)
+    first = group * share + split * heads_of_program
+    end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
+    for unit in tl.range(first * BLOCKS, end_head * BLOCKS, num_stages=STAGES):
+        head, block = unit // BLOCKS, unit % BLOCKS
+        p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+        in_p = p < headdim
+        in_x = in_rows[:, None] & in_p[None, :]
+        xs = tl.load(x_base + head * x_head + step[:, None] * x_row + p[None, :], mask=in_x, other=0.0)
+        dy_at = dy_base + head * headdim + step[:, None] * (heads * headdim) + p[None, :]
+        dys = tl.load(dy + dy_at, mask=in_x, other=0.0)
+        S_at = (chunk * heads + head) * headdim * state + n[:, None] * headdim + p[None, :]
+        in_state = in_n[:, None] & in_p[None, :]
+        S = tl.load(states + S_at, mask=in_state, other=0.0)
+        G = tl.load(state_grads + S_at, mask=in_state, other=0.0)
+        place = (chunks_wide * head + chunk) * CHUNK
+        coarse = tl.load(runs + place + step)
+        last_coarse = tl.load(runs + place + CHUNK - 1)
+        fine, last_fine = coarse, last_coarse
+        if FINE:
+            fine = tl.load(runs + whole * CHUNK + place + step)
+            last_fine = tl.load(runs + whole * CHUNK + place + CHUNK - 1)
+        dt = tl.load(runs + 2 * whole * CHUNK + place + step)
+
+        place += block * whole * CHUNK
+        kept = tl.sum(tl.sum(S.to(tl.float32) * G.to(tl.float32), 1), 0)
+        kept *= decay_from_start(last_coarse, last_fine, FINE)
+        tl.store(through + (block * whole + chunks_wide * head + chunk), kept)
+        from_start = decay_from_start(coarse, fine, FINE)
+        decay = decay_between(coarse[None, :], coarse[:, None], fine[None, :], fine[:, None], FINE)
+        decay = tl.where(later, decay, 0.0)
+        if HAS_D:
+            skip = tl.load(D + head * D_head + p * D_row, mask=in_p, other=0.0)
+        read = product(Cs, S, None, PRECISION) * from_start[:, None]
+        if HAS_Z:
+            zs = tl.load(z_base + head * z_head + step[:, None] * z_row + p[None, :], mask=in_x, other=0.0)
+            zs = zs.to(tl.float32)
+            on = 1.0 / (1.0 + tl.exp(-zs))
+            weighed = tl.trans(rounded(scores * decay * dt[:, None], xs, PRECISION))
+            out = product(weighed, xs, None, PRECISION) + read
+            if HAS_D:
+                out += skip[None, :] * xs
+            tl.store(dz + dy_at, dys * out * (on * (1.0 + zs * (1.0 - on))), mask=in_x)
+            dys = rounded(dys * (zs * on), xs, PRECISION)
+        if HAS_D:
+            dD_at = (chunk * heads + head) * headdim + p
+            tl.store(dD + dD_at, tl.sum(dys.to(tl.float32) * xs.to(tl.float32), 0), mask=in_p)
+
+        reach = product(xs, tl.trans(dys), None, PRECISION) * decay
+        dscores += reach * dt[:, None]
+        pairs = reach * scores
+        as_source = tl.sum(pairs, 1)
+        across_i = tl.sum(read * dys, 1)
+        if FINE:
+            passed = tl.cumsum(pairs * dt[:, None], 1, reverse=True)  # by source j and k: to the targets from k on
+            tl.store(within + place + step, tl.sum(tl.where(step[None, :] > step[:, None], passed, 0.0), 0))
+        else:
+            across_i += tl.sum(pairs * dt[:, None], 0) - dt * as_source
+        tl.store(across + place + step, across_i)
+
+        to_end = decay_between(last_coarse, coarse, last_fine, fine, FINE)
+        moved = product(Bs, G, None, PRECISION) * to_end[:, None]
+        written_in = tl.sum(moved * xs, 1)
+        tl.store(dscale + place + step, as_source + written_in)
+        tl.store(sent + place + step, dt * written_in)
+        # Scaled apart: a sum of the two products would be one accumulator, and in the layout of neither.
+        mixed = product(rounded(scores * decay, xs, PRECISION), dys, None, PRECISION)
+        moved = moved * dt[:, None] + mixed * dt[:, None]
+        if HAS_D:
+            moved += skip[None, :] * dys
+        tl.store(dx + dy_at, moved, mask=in_x)
+
+    dpairs_at = dpairs + ((chunks_wide * split + chunk) * groups + group) * CHUNK * CHUNK
+    tl.store(dpairs_at + step[:, None] * CHUNK + step[None, :], dscores)
+
+
+@triton.jit(do_not_specialize=[*_RUN_TIME, "v_batch", "k_batch", "z_batch", "pair_splits", "all_rows"])
+def key_gradients(
+    v,
+    keys,
+    z,
+    runs,
+    states,
+    dpairs,
+    dkeys,
+    table,
+    v_batch,
+    v_row,
+    v_head,
+    k_batch,
+    k_row,
+    k_group,
+    z_batch,
+    z_row,
+    z_head,
+    length,
+    chunks_of_sequence,
+    chunks,
+    heads,
+    headdim,
+    state,
+    share,
+    splits,
+    heads_of_program,
+    all_rows,
+    pair_splits,
+    BLOCKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SOURCE: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    FINE: tl.constexpr,
+    PACKED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Fill what each program adds to dB (SOURCE: v is x, keys is C, states are their gradients) or dC (dy, B, states).
+
+    dkeys is (splits, batch * length, groups, state); the first of the splits gets what dpairs give.
+    """
+    group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
+    chunk = tl.program_id(1).to(tl.int64)
+    groups = heads // share
+    batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
+    step = tl.arange(0, CHUNK)
+    n = tl.arange(0, BLOCK_N)
+    rows, sequence = start.to(tl.int64), batch.to(tl.int64)
+    in_rows, in_n = step < end - start, n < state
+    in_keys = in_rows[:, None] & in_n[None, :]
+    v_base = v + tl.multiple_of(sequence * v_batch + rows * v_row, ALIGN)
+    z_base = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN)
+    chunks_wide = chunks.to(tl.int64)
+    whole = chunks_wide * heads
+
+    found = tl.zeros([CHUNK, BLOCK_N], tl.float32)
+    first = group * share + split * heads_of_program
+    end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
+    for unit in tl.range(first * BLOCKS, end_head * BLOCKS, num_stages=STAGES):
+        head, block = unit // BLOCKS, unit % BLOCKS
+        p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+        in_v = in_rows[:, None] & (p < headdim)[None, :]
+        vs = tl.load(v_base + head * v_head + step[:, None] * v_row + p[None, :], mask=in_v, other=0.0)
+        S_at = (chunk * heads + head) * headdim * state + n[:, None] * headdim + p[None, :]
+        S = tl.load(states + S_at, mask=in_n[:, None] & (p < headdim)[None, :], other=0.0)
+        place = (chunks_wide * head + chunk) * CHUNK
+        coarse = tl.load(runs + place + step)
+        fine = coarse
+        if FINE:
+            fine = tl.load(runs + whole * CHUNK + place + step)
+        if SOURCE:
+            last_coarse = tl.load(runs + place + CHUNK - 1)
+            last_fine = last_coarse
+            if FINE:
+                last_fine = tl.load(runs + whole * CHUNK + place + CHUNK - 1)
+            weight = tl.load(runs + 2 * whole * CHUNK + place + step)
+            weight *= decay_between(last_coarse, coarse, last_fine, fine, FINE)
+        else:
+            weight = decay_from_start(coarse, fine, FINE)
+        weighed = vs * weight[:, None]
+        if HAS_Z:
+            zs = tl.load(z_base + head * z_head + step[:, None] * z_row + p[None, :], mask=in_v, other=0.0)
+            weighed *= silu(zs.to(tl.float32))
+        found = product(rounded(weighed, vs, PRECISION), tl.trans(S), found, PRECISION)
+
+    if split == 0:
+        pairs = tl.zeros([CHUNK, CHUNK], tl.float32)
+        pairs_at = dpairs + (chunk * groups + group) * CHUNK * CHUNK + step[:, None] * CHUNK + step[None, :]
+        for k in range(pair_splits):
+            pairs += tl.load(pairs_at + chunks_wide * k * groups * CHUNK * CHUNK)
+        k_at = keys + tl.multiple_of(sequence * k_batch + rows * k_row, ALIGN) + group * k_group
+        ks = tl.load(k_at + step[:, None] * k_row + n[None, :], mask=in_keys, other=0.0)
+        narrow = rounded(pairs, ks, PRECISION)
+        if SOURCE:
+            found += product(narrow, ks, None, PRECISION)
+        else:
+            found += product(tl.trans(narrow), ks, None, PRECISION)
+    target = ((all_rows.to(tl.int64) * split + sequence * length + rows) * groups + group) * state
+    target = target + step[:, None] * (groups * state) + n[None, :]
+    tl.store(dkeys + target, found, mask=in_keys)
+
+
+@triton.jit(do_not_specialize=["splits", "values"])
+def sum_splits(parts, total, splits, values, BLOCK: tl.constexpr):
+    """total = the sum of parts (splits, values) over the splits, in their order."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < values
+    found = tl.zeros([BLOCK], tl.float32)
+    for split in range(splits):
+        found += tl.load(parts + values.to(tl.int64) * split + at, mask=inside, other=0.0)
+    tl.store(total + at, found, mask=inside)

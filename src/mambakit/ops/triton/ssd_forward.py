@@ -1,0 +1,280 @@
+"""The walks along a segment of the scan of Mamba-2, the state of one head (a block of its headdim) in registers.
+
+With c_i = a_1 + ... + a_i the sums of the logarithms of the decays along a chunk, S the state before it, and "last"
+its last step, a chunk is four matrix products:
+
+    y_i = sum_{j <= i} (C_i . B_j) exp(c_i - c_j) dt_j x_j + exp(c_i) S C_i
+    S'  = exp(c_last) S + sum_j exp(c_last - c_j) dt_j x_j B_j^T
+
+`walk_states` does the second line alone: for what a segment adds to the state, and, with x, B and dt exp(c_last - c_j)
+replaced by dy, C and exp(c_i), for the gradient of the state, which walks backwards.
+"""
+
+import triton
+import triton.language as tl
+
+from mambakit.ops.triton.ssd_layout import segment_place
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+
+_RUN_TIME = ["length", "chunks_of_sequence", "segments_of_sequence", "chunks_of_segment", "chunks", "heads"]
+
+
+@triton.jit
+def product(left, right, added, PRECISION: tl.constexpr):
+    """left @ right + added in float32; "widened" is for the interpreter, which has no products of bfloat16."""
+    if PRECISION == "widened":
+        return tl.dot(left.to(tl.float32), right.to(tl.float32), acc=added, input_precision="ieee")
+    return tl.dot(left, right, acc=added, input_precision=PRECISION)
+
+
+@triton.jit
+def rounded(v, like, PRECISION: tl.constexpr):
+    """v in the dtype of `like`, for a product; the interpreter truncates where a GPU rounds, so not there."""
+    if PRECISION == "widened":
+        return v.to(tl.float32)
+    return v.to(like.dtype)
+
+
+@triton.jit
+def silu(v):
+    return v / (1.0 + tl.exp(-v))
+
+
+@triton.jit(do_not_specialize=[*_RUN_TIME, "x_batch", "B_batch", "C_batch", "z_batch"])
+def walk_outputs(
+    x,
+    B,
+    C,
+    z,
+    D,
+    runs,
+    initial,
+    y,
+    final,
+    kept,
+    table,
+    x_batch,
+    x_row,
+    x_head,
+    B_batch,
+    B_row,
+    B_group,
+    C_batch,
+    C_row,
+    C_group,
+    z_batch,
+    z_row,
+    z_head,
+    D_head,
+    D_row,
+    length,
+    chunks_of_sequence,
+    segments_of_sequence,
+    chunks_of_segment,
+    chunks,
+    heads,
+    headdim,
+    state,
+    share,
+    CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    WRITE_FINAL: tl.constexpr,
+    KEEP: tl.constexpr,
+    FINE: tl.constexpr,
+    PACKED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Fill y over a segment, and the state after it; with KEEP also the states before its chunks.
+
+    initial and final are (segments, heads, headdim, state), kept is (chunks, heads, state, headdim) in the dtype of x.
+    """
+    head, segment = tl.program_id(0), tl.program_id(2)
+    batch, start, end, chunk = segment_place(
+        table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
+    )
+    group = head // share
+    step = tl.arange(0, CHUNK)
+    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    n = tl.arange(0, BLOCK_N)
+    rows, sequence, chunk = start.to(tl.int64), batch.to(tl.int64), chunk.to(tl.int64)
+    x_at = x + tl.multiple_of(sequence * x_batch + rows * x_row, ALIGN) + head * x_head
+    x_inner = step[:, None] * x_row + p[None, :]
+    z_at = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN) + head * z_head
+    z_inner = step[:, None] * z_row + p[None, :]
+    B_at = B + tl.multiple_of(sequence * B_batch + rows * B_row, ALIGN) + group * B_group
+    B_inner = step[:, None] * B_row + n[None, :]
+    C_at = C + tl.multiple_of(sequence * C_batch + rows * C_row, ALIGN) + group * C_group
+    C_inner = step[:, None] * C_row + n[None, :]
+    y_row = heads * headdim
+    y_at = y + ((sequence * length + rows) * heads + head) * headdim
+    y_inner = step[:, None] * y_row + p[None, :]
+    runs_at = runs + (head * chunks.to(tl.int64) + chunk) * CHUNK
+    whole = heads.to(tl.int64) * chunks * CHUNK
+    in_p, in_n = p < headdim, n < state
+    values = p[:, None] * state + n[None, :]
+    kept_values = n[:, None] * headdim + p[None, :]
+    in_state = in_p[:, None] & in_n[None, :]
+    S_at = (segment.to(tl.int64) * heads + head) * headdim * state
+
+    S = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
+    if HAS_INITIAL:
+        S = tl.trans(tl.load(initial + S_at + values, mask=in_state, other=0.0))
+    if HAS_D:
+        skip = tl.load(D + head * D_head + p * D_row, mask=in_p, other=0.0)
+    earlier = step[:, None] >= step[None, :]
+    for k in tl.range(0, tl.cdiv(end - start, CHUNK), num_stages=STAGES):
+        number = chunk + k
+        t = (number - chunk) * CHUNK
+        in_rows = step < end - start - k * CHUNK
+        in_x = in_rows[:, None] & in_p[None, :]
+        in_B = in_rows[:, None] & in_n[None, :]
+        xs = tl.load(x_at + t * x_row + x_inner, mask=in_x, other=0.0)
+        Bs = tl.load(B_at + t * B_row + B_inner, mask=in_B, other=0.0)
+        Cs = tl.load(C_at + t * C_row + C_inner, mask=in_B, other=0.0)
+        coarse = tl.load(runs_at + t + step)
+        last_coarse = tl.load(runs_at + t + CHUNK - 1)
+        fine, last_fine = coarse, last_coarse
+        if FINE:
+            fine = tl.load(runs_at + whole + t + step)
+            last_fine = tl.load(runs_at + whole + t + CHUNK - 1)
+        dt = tl.load(runs_at + 2 * whole + t + step)
+        narrow = rounded(S, xs, PRECISION)
+        if KEEP:
+            keep_at = kept + (number * heads + head) * headdim * state
+            tl.store(keep_at + kept_values, narrow, mask=in_n[:, None] & in_p[None, :])
+
+        scores = product(Cs, tl.trans(Bs), None, PRECISION)
+        decay = decay_between(coarse[:, None], coarse[None, :], fine[:, None], fine[None, :], FINE)
+        scores = rounded(tl.where(earlier, scores * decay * dt[None, :], 0.0), xs, PRECISION)
+        out = product(Cs, narrow, None, PRECISION) * decay_from_start(coarse, fine, FINE)[:, None]
+        out = product(scores, xs, out, PRECISION)
+        if HAS_D:
+            out += skip[None, :] * xs
+        if HAS_Z:
+            out *= silu(tl.load(z_at + t * z_row + z_inner, mask=in_x, other=0.0).to(tl.float32))
+        tl.store(y_at + t * y_row + y_inner, out, mask=in_x)
+
+        to_end = decay_between(last_coarse, coarse, last_fine, fine, FINE) * dt
+        weighed = rounded(xs * to_end[:, None], xs, PRECISION)
+        S = S * decay_from_start(last_coarse, last_fine, FINE)
+        S = product(tl.trans(Bs), weighed, S, PRECISION)
+    if WRITE_FINAL:
+        tl.store(final + S_at + values, tl.trans(S), mask=in_state)
+
+
+@triton.jit(do_not_specialize=[*_RUN_TIME, "v_batch", "k_batch", "z_batch"])
+def walk_states(
+    v,
+    keys,
+    z,
+    runs,
+    initial,
+    final,
+    factors,
+    kept,
+    table,
+    v_batch,
+    v_row,
+    v_head,
+    k_batch,
+    k_row,
+    k_group,
+    z_batch,
+    z_row,
+    z_head,
+    length,
+    chunks_of_sequence,
+    segments_of_sequence,
+    chunks_of_segment,
+    chunks,
+    heads,
+    headdim,
+    state,
+    share,
+    CHUNK: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    REVERSE: tl.constexpr,
+    HAS_Z: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    WRITE_FINAL: tl.constexpr,
+    WRITE_FACTOR: tl.constexpr,
+    KEEP: tl.constexpr,
+    FINE: tl.constexpr,
+    PACKED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Walk a segment: x and B forward, or with REVERSE dy (gated by z) and C backward.
+
+    Fills final (segments, heads, headdim, state), factors (segments, heads): the decay over the segment, and kept
+    (chunks, heads, state, headdim): the state met at each chunk, before it (with REVERSE, the gradient after it).
+    """
+    head, segment = tl.program_id(0), tl.program_id(2)
+    batch, start, end, chunk = segment_place(
+        table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
+    )
+    group = head // share
+    step = tl.arange(0, CHUNK)
+    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    n = tl.arange(0, BLOCK_N)
+    rows, sequence, chunk = start.to(tl.int64), batch.to(tl.int64), chunk.to(tl.int64)
+    v_at = v + tl.multiple_of(sequence * v_batch + rows * v_row, ALIGN) + head * v_head
+    v_inner = step[:, None] * v_row + p[None, :]
+    z_at = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN) + head * z_head
+    z_inner = step[:, None] * z_row + p[None, :]
+    k_at = keys + tl.multiple_of(sequence * k_batch + rows * k_row, ALIGN) + group * k_group
+    k_inner = step[:, None] * k_row + n[None, :]
+    runs_at = runs + (head * chunks.to(tl.int64) + chunk) * CHUNK
+    whole = heads.to(tl.int64) * chunks * CHUNK
+    in_p, in_n = p < headdim, n < state
+    values = p[:, None] * state + n[None, :]
+    kept_values = n[:, None] * headdim + p[None, :]
+    in_state = in_p[:, None] & in_n[None, :]
+    S_at = (segment.to(tl.int64) * heads + head) * headdim * state
+
+    S = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
+    if HAS_INITIAL:
+        S = tl.trans(tl.load(initial + S_at + values, mask=in_state, other=0.0))
+    factor = 1.0
+    count = tl.cdiv(end - start, CHUNK)
+    for index in tl.range(0, count, num_stages=STAGES):
+        k = count - 1 - index if REVERSE else index
+        number = chunk + k
+        t = (number - chunk) * CHUNK
+        in_rows = step < end - start - k * CHUNK
+        in_v = in_rows[:, None] & in_p[None, :]
+        vs = tl.load(v_at + t * v_row + v_inner, mask=in_v, other=0.0)
+        ks = tl.load(k_at + t * k_row + k_inner, mask=in_rows[:, None] & in_n[None, :], other=0.0)
+        coarse = tl.load(runs_at + t + step)
+        last_coarse = tl.load(runs_at + t + CHUNK - 1)
+        fine, last_fine = coarse, last_coarse
+        if FINE:
+            fine = tl.load(runs_at + whole + t + step)
+            last_fine = tl.load(runs_at + whole + t + CHUNK - 1)
+        if KEEP:
+            keep_at = kept + (number * heads + head) * headdim * state
+            tl.store(keep_at + kept_values, S, mask=in_n[:, None] & in_p[None, :])
+        if REVERSE:
+            weight = decay_from_start(coarse, fine, FINE)
+        else:
+            dt = tl.load(runs_at + 2 * whole + t + step)
+            weight = decay_between(last_coarse, coarse, last_fine, fine, FINE) * dt
+        weighed = vs * weight[:, None]
+        if HAS_Z:
+            weighed *= silu(tl.load(z_at + t * z_row + z_inner, mask=in_v, other=0.0).to(tl.float32))
+        weighed = rounded(weighed, vs, PRECISION)
+        passes = decay_from_start(last_coarse, last_fine, FINE)
+        S = product(tl.trans(ks), weighed, S * passes, PRECISION)
+        factor *= passes
+    if WRITE_FINAL:
+        tl.store(final + S_at + values, tl.trans(S), mask=in_state)
+    if WRITE_FACTOR:
+        tl.store(factors + segment.to(tl.int64) * heads + head, factor)

@@ -1,0 +1,44 @@
+"""What the GPU's scan of Mamba-2 takes and what it keeps: told without loading Triton."""
+
+import torch
+
+GREATEST_CHUNK = 64  # steps, half of it in float32: what the registers hold of the products of a chunk
+LEAST_CHUNK = 16  # steps: what a product on the tensor cores has at least
+GREATEST_STATE = 256
+
+
+def refusal(dtype: torch.dtype, state: int) -> str | None:
+    """Why the kernels don't take activations of `dtype` with `state` numbers in a row of the state; None if they do."""
+    if dtype == torch.float64:
+        return "the GPU's ssd works in float32 and half precision, not in float64"
+    if state > GREATEST_STATE:
+        return f"the GPU's ssd takes states of at most {GREATEST_STATE}, and this is {state}"
+    return None
+
+
+def chunk_of(chunk_size: int, dtype: torch.dtype) -> int:
+    """The steps of a chunk when `chunk_size` are asked for: a power of two, at least 16."""
+    chunk, greatest = LEAST_CHUNK, GREATEST_CHUNK // 2 if dtype == torch.float32 else GREATEST_CHUNK
+    while chunk < greatest and 2 * chunk <= chunk_size:
+        chunk *= 2
+    return chunk
+
+
+def filled(headdim: int, state: int, dtype: torch.dtype) -> tuple[int, int]:
+    """The sizes at which the kernels work: in half precision whole blocks, to which others are filled up with zeros."""
+    if dtype == torch.float32:
+        return headdim, state
+    block = 16
+    while block < 64 and block < headdim:
+        block *= 2
+    width = 16
+    while width < state:
+        width *= 2
+    return (headdim + block - 1) // block * block, width
+
+
+def kept_chunks(batch: int, length: int, sequences: int | None, chunk: int) -> int:
+    """How many states before chunks there are; of packed `sequences`, at most."""
+    if sequences is None:
+        return batch * ((length + chunk - 1) // chunk)
+    return length // chunk + sequences
