@@ -185,7 +185,10 @@ class _Call:
         self, segments: Segments, kept: Tensor, grad_y: Tensor, grad_final_state: Tensor, grads: ScanInputs
     ) -> None:
         whole = segments.each == 1
-        carries = None if whole else self.gradients_after_segments(segments, grad_y, grad_final_state, grads)
+        if whole:
+            carries = self.per_segment(segments, self.state)
+        else:
+            carries = self.gradients_after_segments(segments, grad_y, grad_final_state, grads)
         launch = self.plan.gradients
         blocks = self.blocks(launch)
         rows = self.u.new_empty(self.slots, self.groups, self.state, INTERVAL, 2, dtype=torch.float32)

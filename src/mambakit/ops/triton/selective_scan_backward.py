@@ -16,7 +16,7 @@ from mambakit.ops.triton.selective_scan_forward import channels_of
 from mambakit.ops.triton.selective_scan_steps import LN_2, LOG2_E, decay_rates, row, sigmoid, step_size, zeros
 
 LANES = tl.constexpr(32)
-_RUN_TIME_SIZES = ["length", "size", "each", "slots", "delta_batch", "grad_batch", "z_batch", "u_batch"]
+_RUN_TIME_SIZES = ["length", "size", "each", "blocks", "slots", "delta_batch", "grad_batch", "z_batch", "u_batch"]
 
 
 @triton.jit(do_not_specialize=_RUN_TIME_SIZES)
@@ -64,7 +64,7 @@ def segment_gradients(
             tl.store(carries + (place * N + n) * dim + channel, r[n], mask=present)
 
 
-@triton.jit(do_not_specialize=["length", "size", "each", "B_batch", "C_batch"])
+@triton.jit(do_not_specialize=["length", "size", "each"])
 def interleave(
     B, C, rows, table, length, size, each,
     N: tl.constexpr, GROUPS: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr, PACKED: tl.constexpr,
@@ -107,13 +107,13 @@ def gradients(
     group, channel, present = channels_of(block_of_channels, blocks, share, GROUPS, BLOCK)
     lane = tl.arange(0, LANES)
     segment = segment.to(tl.int64)
-    r = ()
-    along_A = zeros(N, BLOCK)
-    for n in tl.static_range(N):
+    r_at = carries + segment * N * dim + channel
+    dA_at = dA + segment * N * dim + channel
+    for n in range(0, N):
+        tl.store(dA_at + n * dim, tl.zeros([BLOCK], tl.float32), mask=present)
         if WHOLE:
-            r = r + (tl.load(outer + (sequence * dim + channel) * N + n),)
-        else:
-            r = r + (tl.load(carries + (segment * N + n) * dim + channel),)
+            r = tl.load(outer + (sequence * dim + channel) * N + n, mask=present, other=0.0)
+            tl.store(r_at + n * dim, r, mask=present)
     bias = tl.load(delta_bias + channel) if BIAS else 0.0
     skip = tl.load(D + channel) if SKIP else 0.0
     along_D = tl.zeros([BLOCK], tl.float32)
@@ -144,9 +144,7 @@ def gradients(
         y = zeros(STEPS, BLOCK)
         along_B = zeros(STEPS, BLOCK)
         through_A = zeros(STEPS, BLOCK)
-        earlier_r = ()
-        earlier_A = ()
-        for n in tl.static_range(N):
+        for n in range(0, N):
             rate = tl.load(A + channel * N + n) * LOG2_E
             pairs = (rows + ((slot * GROUPS + group) * N + n) * (STEPS * 2)).to(
                 tl.pointer_type(tl.int64), bitcast=True
@@ -163,24 +161,22 @@ def gradients(
                     y_n = y_n + (y[i] + h[i + 1] * c[i],)
             if GATE:
                 y = y_n
-            r_n, along_A_n = r[n], along_A[n]
+            r_n = tl.load(r_at + n * dim, mask=present, other=0.0)
+            along_A = tl.zeros([BLOCK], tl.float32)
             along_B_n, through_A_n, sums = (), (), ()
-            for k in tl.static_range(STEPS):
-                i = STEPS - 1 - k
+            for i in tl.static_range(STEPS - 1, -1, -1):
                 g = dy[i] * c[i] + r_n
                 sums = (_fold(_over_lanes(g * dtu[i], BLOCK), _over_lanes(dy[i] * h[i + 1], BLOCK), lane, 1),) + sums
                 along_B_n = (along_B[i] + g * b[i],) + along_B_n
                 r_n = a[i] * g
                 rh = r_n * h[i]
-                along_A_n += dt[i] * rh
+                along_A += dt[i] * rh
                 through_A_n = (through_A[i] + rate * rh,) + through_A_n
             along_B, through_A = along_B_n, through_A_n
-            earlier_r = earlier_r + (r_n,)
-            earlier_A = earlier_A + (along_A_n,)
+            tl.store(r_at + n * dim, r_n, mask=present)
+            tl.store(dA_at + n * dim, tl.load(dA_at + n * dim, mask=present, other=0.0) + along_A, mask=present)
             at = dBC + ((block_of_channels.to(tl.int64) * slots + slot) * N + n) * (2 * STEPS) + lane
             tl.store(at, _over_steps(sums, lane, STEPS), mask=lane < 2 * STEPS)
-        r = earlier_r
-        along_A = earlier_A
         for i in tl.static_range(STEPS):
             t = tl.minimum(block + i, end - 1)
             there = block + i < end
@@ -203,17 +199,16 @@ def gradients(
                 tl.store(dz + at, dgate.to(dz.dtype.element_ty), mask=present & there)
     if INITIAL:
         if (start == begin) & (start < end):
-            for n in tl.static_range(N):
-                tl.store(dinitial + (sequence * dim + channel) * N + n, r[n], mask=present)
-    for n in tl.static_range(N):
-        tl.store(dA + (segment * N + n) * dim + channel, along_A[n], mask=present)
+            for n in range(0, N):
+                r = tl.load(r_at + n * dim, mask=present, other=0.0)
+                tl.store(dinitial + (sequence * dim + channel) * N + n, r, mask=present)
     if SKIP:
         tl.store(dD + segment * dim + channel, along_D, mask=present)
     if BIAS:
         tl.store(dbias + segment * dim + channel, along_bias, mask=present)
 
 
-@triton.jit(do_not_specialize=["length", "size", "each", "slots", "pieces"])
+@triton.jit(do_not_specialize=["length", "size", "each", "slots", "blocks", "pieces"])
 def sum_over_channels(
     dBC, dB, dC, table, length, size, each, slots, blocks, pieces,
     N: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VALUES: tl.constexpr, TOGETHER: tl.constexpr,

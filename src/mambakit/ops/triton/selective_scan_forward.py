@@ -11,7 +11,7 @@ import triton.language as tl
 from mambakit.ops.triton.segments import locate
 from mambakit.ops.triton.selective_scan_steps import LOG2_E, decay_rates, row, sigmoid, step_size, zeros
 
-_RUN_TIME_SIZES = ["length", "size", "each", "u_batch", "delta_batch", "z_batch"]
+_RUN_TIME_SIZES = ["length", "size", "each", "blocks", "u_batch", "delta_batch", "z_batch"]
 
 
 @triton.jit(do_not_specialize=_RUN_TIME_SIZES)
@@ -52,7 +52,7 @@ def segment_states(
             tl.store(states + (place * N + n) * dim + channel, h[n], mask=present)
 
 
-@triton.jit(do_not_specialize=["sequences", "each"])
+@triton.jit(do_not_specialize=["sequences", "each", "blocks"])
 def carry(
     states, sums, A, outer, passed, firsts, sequences, dim, each, blocks,
     N: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
