@@ -178,8 +178,9 @@ def gradients(
             at = dBC + ((block_of_channels.to(tl.int64) * slots + slot) * N + n) * (2 * STEPS) + lane
             tl.store(at, _over_steps(sums, lane, STEPS), mask=lane < 2 * STEPS)
         for i in tl.static_range(STEPS):
-            t = tl.minimum(block + i, end - 1)
-            there = block + i < end
+            # The row again, found in another way: the compiler would keep the addresses in registers meanwhile.
+            t = end - 1 - tl.maximum(end - 1 - block - i, 0)
+            there = end - 1 - block >= i
             at = (row_0 + t) * dim + channel
             x = tl.load(u_at + t * u_row).to(tl.float32)
             ddt = through_A[i] * LN_2 + along_B[i] * x
