@@ -71,9 +71,7 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
     )
 
 
-def forward(
-    inputs: ScanInputs, y: Tensor, final_state: Tensor, kept: Tensor, chosen: Plan | None = None
-) -> None:
+def forward(inputs: ScanInputs, y: Tensor, final_state: Tensor, kept: Tensor, chosen: Plan | None = None) -> None:
     """Fill y, the final state and, unless they are empty, the states before every INTERVAL-th step."""
     u, cu_seqlens = inputs.u, inputs.cu_seqlens
     batch, length, dim = u.shape
@@ -166,9 +164,7 @@ class _Call:
             PASS=passed is not None and segments.table is not None, PACKED=segments.table is not None, num_warps=4,
         )  # fmt: skip
 
-    def outputs(
-        self, segments: Segments, states: Tensor | None, y: Tensor, final_state: Tensor, kept: Tensor
-    ) -> None:
+    def outputs(self, segments: Segments, states: Tensor | None, y: Tensor, final_state: Tensor, kept: Tensor) -> None:
         launch = self.plan.outputs
         blocks = self.blocks(launch)
         kernels_forward.outputs[segments.count * blocks,](

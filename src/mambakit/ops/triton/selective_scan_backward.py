@@ -13,7 +13,18 @@ import triton.language as tl
 
 from mambakit.ops.triton.segments import locate
 from mambakit.ops.triton.selective_scan_forward import channels_of
-from mambakit.ops.triton.selective_scan_steps import LN_2, LOG2_E, decay_rates, row, sigmoid, step_size, zeros
+from mambakit.ops.triton.selective_scan_steps import (
+    LN_2,
+    LOG2_E,
+    columns,
+    decay_rates,
+    numbers,
+    row,
+    sigmoid,
+    step_size,
+    zeros,
+)
+from mambakit.ops.triton.selective_scan_steps import rows as rows_of
 
 LANES = tl.constexpr(32)
 _RUN_TIME_SIZES = ["length", "size", "each", "blocks", "slots", "delta_batch", "grad_batch", "z_batch", "u_batch"]
@@ -41,18 +52,28 @@ def segment_gradients(
             z_at = z + batch * z_batch + channel
         grad_at = grad_y + batch * grad_batch + channel
         C_at = C + (batch * length * GROUPS + group) * N
+        next_delta = columns(delta_at, delta_row, end - 1, start, UNROLL, -1)
+        next_grad = columns(grad_at, grad_row, end - 1, start, UNROLL, -1)
+        next_z = ()
+        if GATE:
+            next_z = columns(z_at, z_row, end - 1, start, UNROLL, -1)
+        next_C = rows_of(C_at, GROUPS * N, end - 1, start, N, PACKS, UNROLL, -1)
         for done in range(0, end - start, UNROLL):
+            first = end - 1 - done
+            now_delta, now_grad, now_z, now_C = next_delta, next_grad, next_z, next_C
+            next_delta = columns(delta_at, delta_row, first - UNROLL, start, UNROLL, -1)
+            next_grad = columns(grad_at, grad_row, first - UNROLL, start, UNROLL, -1)
+            if GATE:
+                next_z = columns(z_at, z_row, first - UNROLL, start, UNROLL, -1)
+            next_C = rows_of(C_at, GROUPS * N, first - UNROLL, start, N, PACKS, UNROLL, -1)
             for i in tl.static_range(UNROLL):
-                t = tl.maximum(end - 1 - done - i, start)
-                there = end - 1 - done - i >= start
-                dt = step_size(tl.load(delta_at + t * delta_row), bias, SOFTPLUS)
-                dt = tl.where(there, dt, 0.0)
-                dy = tl.load(grad_at + t * grad_row).to(tl.float32)
+                there = first - i >= start
+                dt = tl.where(there, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
+                dy = tl.where(there, now_grad[i].to(tl.float32), 0.0)
                 if GATE:
-                    gate = tl.load(z_at + t * z_row).to(tl.float32)
+                    gate = now_z[i].to(tl.float32)
                     dy *= gate * sigmoid(gate)
-                dy = tl.where(there, dy, 0.0)
-                c = row(C_at + t * (GROUPS * N), N, PACKS)
+                c = numbers(now_C, i * (N // PACKS), N, PACKS, C.dtype.element_ty)
                 total += dt
                 before = ()
                 for n in tl.static_range(N):
@@ -107,6 +128,7 @@ def gradients(
     group, channel, present = channels_of(block_of_channels, blocks, share, GROUPS, BLOCK)
     lane = tl.arange(0, LANES)
     segment = segment.to(tl.int64)
+    A_at = A + channel * N
     r_at = carries + segment * N * dim + channel
     dA_at = dA + segment * N * dim + channel
     for n in range(0, N):
@@ -144,15 +166,20 @@ def gradients(
         y = zeros(STEPS, BLOCK)
         along_B = zeros(STEPS, BLOCK)
         through_A = zeros(STEPS, BLOCK)
+        rows_at = rows + (slot * GROUPS + group) * (N * STEPS * 2)
+        kept_at = kept + slot * N * dim + channel
+        next_pairs = row(rows_at, 2 * STEPS, 2)
+        next_rate, next_h = tl.load(A_at), tl.load(kept_at)
+        next_r, next_A = tl.load(r_at, mask=present, other=0.0), tl.load(dA_at)
         for n in range(0, N):
-            rate = tl.load(A + channel * N + n) * LOG2_E
-            pairs = (rows + ((slot * GROUPS + group) * N + n) * (STEPS * 2)).to(
-                tl.pointer_type(tl.int64), bitcast=True
-            )
-            h = (tl.load(kept + (slot * N + n) * dim + channel),)
+            pairs, rate, h, r_n, along_A = next_pairs, next_rate * LOG2_E, (next_h,), next_r, next_A
+            m = tl.minimum(n + 1, N - 1)
+            next_pairs = row(rows_at + m * (2 * STEPS), 2 * STEPS, 2)
+            next_rate, next_h = tl.load(A_at + m), tl.load(kept_at + m * dim)
+            next_r, next_A = tl.load(r_at + m * dim, mask=present, other=0.0), tl.load(dA_at + m * dim)
             a, b, c, y_n = (), (), (), ()
             for i in tl.static_range(STEPS):
-                pair = tl.load(pairs + i)
+                pair = pairs[i]
                 b = b + (pair.to(tl.int32).to(tl.float32, bitcast=True),)
                 c = c + ((pair >> 32).to(tl.int32).to(tl.float32, bitcast=True),)
                 a = a + (tl.exp2(dt[i] * rate),)
@@ -161,8 +188,6 @@ def gradients(
                     y_n = y_n + (y[i] + h[i + 1] * c[i],)
             if GATE:
                 y = y_n
-            r_n = tl.load(r_at + n * dim, mask=present, other=0.0)
-            along_A = tl.zeros([BLOCK], tl.float32)
             along_B_n, through_A_n, sums = (), (), ()
             for i in tl.static_range(STEPS - 1, -1, -1):
                 g = dy[i] * c[i] + r_n
@@ -174,7 +199,7 @@ def gradients(
                 through_A_n = (through_A[i] + rate * rh,) + through_A_n
             along_B, through_A = along_B_n, through_A_n
             tl.store(r_at + n * dim, r_n, mask=present)
-            tl.store(dA_at + n * dim, tl.load(dA_at + n * dim, mask=present, other=0.0) + along_A, mask=present)
+            tl.store(dA_at + n * dim, along_A, mask=present)
             at = dBC + ((block_of_channels.to(tl.int64) * slots + slot) * N + n) * (2 * STEPS) + lane
             tl.store(at, _over_steps(sums, lane, STEPS), mask=lane < 2 * STEPS)
         for i in tl.static_range(STEPS):

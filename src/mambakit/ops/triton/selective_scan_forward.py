@@ -9,7 +9,16 @@ import triton
 import triton.language as tl
 
 from mambakit.ops.triton.segments import locate
-from mambakit.ops.triton.selective_scan_steps import LOG2_E, decay_rates, row, sigmoid, step_size, zeros
+from mambakit.ops.triton.selective_scan_steps import (
+    LOG2_E,
+    columns,
+    decay_rates,
+    numbers,
+    rows,
+    sigmoid,
+    step_size,
+    zeros,
+)
 
 _RUN_TIME_SIZES = ["length", "size", "each", "blocks", "u_batch", "delta_batch", "z_batch"]
 
@@ -34,13 +43,18 @@ def segment_states(
         u_at = u + batch * u_batch + channel
         delta_at = delta + batch * delta_batch + channel
         B_at = B + (batch * length * GROUPS + group) * N
+        next_delta = columns(delta_at, delta_row, start, end - 1, UNROLL, 1)
+        next_u = columns(u_at, u_row, start, end - 1, UNROLL, 1)
+        next_B = rows(B_at, GROUPS * N, start, end - 1, N, PACKS, UNROLL, 1)
         for first in range(start, end, UNROLL):
+            now_delta, now_u, now_B = next_delta, next_u, next_B
+            next_delta = columns(delta_at, delta_row, first + UNROLL, end - 1, UNROLL, 1)
+            next_u = columns(u_at, u_row, first + UNROLL, end - 1, UNROLL, 1)
+            next_B = rows(B_at, GROUPS * N, first + UNROLL, end - 1, N, PACKS, UNROLL, 1)
             for i in tl.static_range(UNROLL):
-                t = tl.minimum(first + i, end - 1)
-                dt = step_size(tl.load(delta_at + t * delta_row), bias, SOFTPLUS)
-                dt = tl.where(first + i < end, dt, 0.0)
-                dtu = dt * tl.load(u_at + t * u_row).to(tl.float32)
-                b = row(B_at + t * (GROUPS * N), N, PACKS)
+                dt = tl.where(first + i < end, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
+                dtu = dt * now_u[i].to(tl.float32)
+                b = numbers(now_B, i * (N // PACKS), N, PACKS, B.dtype.element_ty)
                 total += dt
                 after = ()
                 for n in tl.static_range(N):
@@ -122,20 +136,32 @@ def outputs(
         y_at = y + batch * length * dim + channel
         B_at = B + (batch * length * GROUPS + group) * N
         C_at = C + (batch * length * GROUPS + group) * N
+        next_delta = columns(delta_at, delta_row, start, end - 1, UNROLL, 1)
+        next_u = columns(u_at, u_row, start, end - 1, UNROLL, 1)
+        next_z = ()
+        if GATE:
+            next_z = columns(z_at, z_row, start, end - 1, UNROLL, 1)
+        next_B = rows(B_at, GROUPS * N, start, end - 1, N, PACKS, UNROLL, 1)
+        next_C = rows(C_at, GROUPS * N, start, end - 1, N, PACKS, UNROLL, 1)
         for block in range(start, end, INTERVAL):
             if KEEP:
                 slot = (batch * length + block) // INTERVAL + sequence
                 for n in tl.static_range(N):
                     tl.store(kept + (slot * N + n) * dim + channel, h[n], mask=present)
             for first in range(block, tl.minimum(block + INTERVAL, end), UNROLL):
+                now_delta, now_u, now_z, now_B, now_C = next_delta, next_u, next_z, next_B, next_C
+                next_delta = columns(delta_at, delta_row, first + UNROLL, end - 1, UNROLL, 1)
+                next_u = columns(u_at, u_row, first + UNROLL, end - 1, UNROLL, 1)
+                if GATE:
+                    next_z = columns(z_at, z_row, first + UNROLL, end - 1, UNROLL, 1)
+                next_B = rows(B_at, GROUPS * N, first + UNROLL, end - 1, N, PACKS, UNROLL, 1)
+                next_C = rows(C_at, GROUPS * N, first + UNROLL, end - 1, N, PACKS, UNROLL, 1)
                 for i in tl.static_range(UNROLL):
-                    t = tl.minimum(first + i, end - 1)
-                    dt = step_size(tl.load(delta_at + t * delta_row), bias, SOFTPLUS)
-                    dt = tl.where(first + i < end, dt, 0.0)
-                    x = tl.load(u_at + t * u_row).to(tl.float32)
+                    dt = tl.where(first + i < end, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
+                    x = now_u[i].to(tl.float32)
                     dtu = dt * x
-                    b = row(B_at + t * (GROUPS * N), N, PACKS)
-                    c = row(C_at + t * (GROUPS * N), N, PACKS)
+                    b = numbers(now_B, i * (N // PACKS), N, PACKS, B.dtype.element_ty)
+                    c = numbers(now_C, i * (N // PACKS), N, PACKS, C.dtype.element_ty)
                     out = skip * x
                     after = ()
                     for n in tl.static_range(N):
@@ -144,8 +170,9 @@ def outputs(
                         after = after + (h_n,)
                     h = after
                     if GATE:
-                        gate = tl.load(z_at + t * z_row).to(tl.float32)
+                        gate = now_z[i].to(tl.float32)
                         out *= gate * sigmoid(gate)
+                    t = tl.minimum(first + i, end - 1)
                     tl.store(y_at + t * dim, out.to(y.dtype.element_ty), mask=present & (first + i < end))
         if end == last:
             for n in tl.static_range(N):

@@ -58,27 +58,61 @@ def zeros(N: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def row(pointer, N: tl.constexpr, PACKS: tl.constexpr):
-    """N neighbouring numbers as float32 scalars, read eight bytes at a time where PACKS numbers fill them (1: don't).
+    """N neighbouring numbers, as they lie, eight bytes at a time where PACKS of them fill these (1: one at a time).
 
-    Each is one load of all lanes from one address: reading them one by one would take longer than the arithmetic.
+    Each is one load of all lanes from one address: reading the numbers one by one would take longer than using them.
     """
-    numbers = ()
+    words = ()
     if PACKS == 1:
         for n in tl.static_range(N):
-            numbers = numbers + (tl.load(pointer + n).to(tl.float32),)
+            words = words + (tl.load(pointer + n),)
     else:
-        words = pointer.to(tl.pointer_type(tl.int64), bitcast=True)
+        packed = pointer.to(tl.pointer_type(tl.int64), bitcast=True)
         for i in tl.static_range(N // PACKS):
-            word = tl.load(words + i)
+            words = words + (tl.load(packed + i),)
+    return words
+
+
+@triton.jit
+def numbers(words, first, N: tl.constexpr, PACKS: tl.constexpr, DTYPE: tl.constexpr):
+    """The N numbers of DTYPE in the words from `first` on, as float32 scalars."""
+    found = ()
+    for i in tl.static_range(N // PACKS):
+        word = words[first + i]
+        if PACKS == 1:
+            found = found + (word.to(tl.float32),)
+        else:
             for j in tl.static_range(2):
                 half = (word >> (32 * j)).to(tl.int32)
                 if PACKS == 2:
-                    numbers = numbers + (half.to(tl.float32, bitcast=True),)
-                elif pointer.dtype.element_ty == tl.bfloat16:  # the upper half of a float32
-                    numbers = numbers + ((half << 16).to(tl.float32, bitcast=True),)
-                    numbers = numbers + ((half & -65536).to(tl.float32, bitcast=True),)
+                    found = found + (half.to(tl.float32, bitcast=True),)
+                elif DTYPE == tl.bfloat16:  # the upper half of a float32
+                    found = found + ((half << 16).to(tl.float32, bitcast=True),)
+                    found = found + ((half & -65536).to(tl.float32, bitcast=True),)
                 else:
                     for k in tl.static_range(2):
                         narrow = (half >> (16 * k)).to(tl.int16).to(tl.float16, bitcast=True)
-                        numbers = numbers + (narrow.to(tl.float32),)
-    return numbers
+                        found = found + (narrow.to(tl.float32),)
+    return found
+
+
+@triton.jit
+def columns(pointer, row_stride, first, last, UNROLL: tl.constexpr, STEP: tl.constexpr):
+    """Rows first, first + STEP ... of the channels that `pointer` points to, the rows clamped to `last`: UNROLL
+    tensors as they lie, loaded before they are needed."""
+    found = ()
+    for i in tl.static_range(UNROLL):
+        t = tl.minimum(first + i, last) if STEP > 0 else tl.maximum(first - i, last)
+        found = found + (tl.load(pointer + t * row_stride),)
+    return found
+
+
+@triton.jit
+def rows(pointer, row_stride, first, last, N: tl.constexpr, PACKS: tl.constexpr, UNROLL: tl.constexpr,
+         STEP: tl.constexpr):  # fmt: skip
+    """The same of rows of B or C: the words of UNROLL rows, one after another."""
+    found = ()
+    for i in tl.static_range(UNROLL):
+        t = tl.minimum(first + i, last) if STEP > 0 else tl.maximum(first - i, last)
+        found = found + row(pointer + t * row_stride, N, PACKS)
+    return found
