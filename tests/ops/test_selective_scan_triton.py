@@ -97,7 +97,7 @@ def test_steps_give_what_the_whole_gives() -> None:
 
 @pytest.mark.usefixtures("short_segments")
 def test_gradients_are_the_same_every_time() -> None:
-    leaves = {name: t.requires_grad_() for name, t in make(1, 40, 40, 2).items() if t is not None}
+    leaves = {name: t.requires_grad_() for name, t in make(1, 18, 34, 1).items() if t is not None}
     results = []
     for _ in range(2):
         y, h = scan(**leaves, backend="triton")

@@ -123,7 +123,7 @@ def gradients(
     added up over the blocks. dA (segments, N, dim), dD and dbias (segments, dim) are to be added up over the segments.
     """
     segment = tl.program_id(0) // blocks
-    batch, sequence, start, end, begin, last = locate(segment, table, length, size, each, PACKED)
+    batch, sequence, start, end, begin, _ = locate(segment, table, length, size, each, PACKED)
     block_of_channels = tl.program_id(0) % blocks
     group, channel, present = channels_of(block_of_channels, blocks, share, GROUPS, BLOCK)
     lane = tl.arange(0, LANES)
@@ -131,7 +131,7 @@ def gradients(
     A_at = A + channel * N
     r_at = carries + segment * N * dim + channel
     dA_at = dA + segment * N * dim + channel
-    for n in range(0, N):
+    for n in range(N):
         tl.store(dA_at + n * dim, tl.zeros([BLOCK], tl.float32), mask=present)
         if WHOLE:
             r = tl.load(outer + (sequence * dim + channel) * N + n, mask=present, other=0.0)
@@ -148,7 +148,7 @@ def gradients(
     grad_at = grad_y + batch * grad_batch + channel
     row_0 = batch * length
     count = (end - start + STEPS - 1) // STEPS
-    for done in range(0, count):
+    for done in range(count):
         block = start + (count - 1 - done) * STEPS
         slot = (row_0 + block) // STEPS + sequence
         dt, dtu, dy = (), (), ()
@@ -171,7 +171,7 @@ def gradients(
         next_pairs = row(rows_at, 2 * STEPS, 2)
         next_rate, next_h = tl.load(A_at), tl.load(kept_at)
         next_r, next_A = tl.load(r_at, mask=present, other=0.0), tl.load(dA_at)
-        for n in range(0, N):
+        for n in range(N):
             pairs, rate, h, r_n, along_A = next_pairs, next_rate * LOG2_E, (next_h,), next_r, next_A
             m = tl.minimum(n + 1, N - 1)
             next_pairs = row(rows_at + m * (2 * STEPS), 2 * STEPS, 2)
@@ -225,7 +225,7 @@ def gradients(
                 tl.store(dz + at, dgate.to(dz.dtype.element_ty), mask=present & there)
     if INITIAL:
         if (start == begin) & (start < end):
-            for n in range(0, N):
+            for n in range(N):
                 r = tl.load(r_at + n * dim, mask=present, other=0.0)
                 tl.store(dinitial + (sequence * dim + channel) * N + n, r, mask=present)
     if SKIP:

@@ -74,8 +74,8 @@ def row(pointer, N: tl.constexpr, PACKS: tl.constexpr):
 
 
 @triton.jit
-def numbers(words, first, N: tl.constexpr, PACKS: tl.constexpr, DTYPE: tl.constexpr):
-    """The N numbers of DTYPE in the words from `first` on, as float32 scalars."""
+def numbers(words, first, N: tl.constexpr, PACKS: tl.constexpr, number_type: tl.constexpr):
+    """The N numbers of `number_type` in the words from `first` on, as float32 scalars."""
     found = ()
     for i in tl.static_range(N // PACKS):
         word = words[first + i]
@@ -86,7 +86,7 @@ def numbers(words, first, N: tl.constexpr, PACKS: tl.constexpr, DTYPE: tl.conste
                 half = (word >> (32 * j)).to(tl.int32)
                 if PACKS == 2:
                     found = found + (half.to(tl.float32, bitcast=True),)
-                elif DTYPE == tl.bfloat16:  # the upper half of a float32
+                elif number_type == tl.bfloat16:  # the upper half of a float32
                     found = found + ((half << 16).to(tl.float32, bitcast=True),)
                     found = found + ((half & -65536).to(tl.float32, bitcast=True),)
                 else:
