@@ -151,17 +151,25 @@ def gradients(
     for done in range(count):
         block = start + (count - 1 - done) * STEPS
         slot = (row_0 + block) // STEPS + sequence
+        left = (end - 1 - block).to(tl.int32)
+        u_first, delta_first, grad_first = (
+            u_at + block * u_row,
+            delta_at + block * delta_row,
+            grad_at + block * grad_row,
+        )
+        if GATE:
+            z_first = z_at + block * z_row
         dt, dtu, dy = (), (), ()
         for i in tl.static_range(STEPS):
-            t = tl.minimum(block + i, end - 1)
-            there = present & (block + i < end)
-            dt_i = tl.where(there, step_size(tl.load(delta_at + t * delta_row), bias, SOFTPLUS), 0.0)
-            dy_i = tl.where(there, tl.load(grad_at + t * grad_row).to(tl.float32), 0.0)
+            ahead = tl.minimum(i, left)
+            there = present & (i <= left)
+            dt_i = tl.where(there, step_size(tl.load(delta_first + ahead * delta_row), bias, SOFTPLUS), 0.0)
+            dy_i = tl.where(there, tl.load(grad_first + ahead * grad_row).to(tl.float32), 0.0)
             if GATE:
-                gate = tl.load(z_at + t * z_row).to(tl.float32)
+                gate = tl.load(z_first + ahead * z_row).to(tl.float32)
                 dy_i *= gate * sigmoid(gate)
             dt = dt + (dt_i,)
-            dtu = dtu + (dt_i * tl.load(u_at + t * u_row).to(tl.float32),)
+            dtu = dtu + (dt_i * tl.load(u_first + ahead * u_row).to(tl.float32),)
             dy = dy + (dy_i,)
         y = zeros(STEPS, BLOCK)
         along_B = zeros(STEPS, BLOCK)
@@ -202,27 +210,28 @@ def gradients(
             tl.store(dA_at + n * dim, along_A, mask=present)
             at = dBC + ((block_of_channels.to(tl.int64) * slots + slot) * N + n) * (2 * STEPS) + lane
             tl.store(at, _over_steps(sums, lane, STEPS), mask=lane < 2 * STEPS)
+        target = (row_0 + block) * dim + channel
         for i in tl.static_range(STEPS):
             # The row again, found in another way: the compiler would keep the addresses in registers meanwhile.
-            t = end - 1 - tl.maximum(end - 1 - block - i, 0)
-            there = end - 1 - block >= i
-            at = (row_0 + t) * dim + channel
-            x = tl.load(u_at + t * u_row).to(tl.float32)
+            ahead = left - tl.maximum(left - i, 0)
+            there = left >= i
+            at = ahead * dim
+            x = tl.load(u_first + ahead * u_row).to(tl.float32)
             ddt = through_A[i] * LN_2 + along_B[i] * x
             if SOFTPLUS:
-                ddt *= sigmoid(tl.load(delta_at + t * delta_row).to(tl.float32) + bias)
+                ddt *= sigmoid(tl.load(delta_first + ahead * delta_row).to(tl.float32) + bias)
             ddt = tl.where(there, ddt, 0.0)
-            tl.store(ddelta + at, ddt.to(ddelta.dtype.element_ty), mask=present & there)
+            tl.store(ddelta + target + at, ddt.to(ddelta.dtype.element_ty), mask=present & there)
             along_bias += ddt
             dx = along_B[i] * dt[i] + skip * dy[i]
-            tl.store(du + at, dx.to(du.dtype.element_ty), mask=present & there)
+            tl.store(du + target + at, dx.to(du.dtype.element_ty), mask=present & there)
             along_D += dy[i] * x
             if GATE:
-                gate = tl.load(z_at + t * z_row).to(tl.float32)
+                gate = tl.load(z_first + ahead * z_row).to(tl.float32)
                 on = sigmoid(gate)
                 slope = on * (1.0 + gate * (1.0 - on))
-                dgate = tl.load(grad_at + t * grad_row).to(tl.float32) * (y[i] + skip * x) * slope
-                tl.store(dz + at, dgate.to(dz.dtype.element_ty), mask=present & there)
+                dgate = tl.load(grad_first + ahead * grad_row).to(tl.float32) * (y[i] + skip * x) * slope
+                tl.store(dz + target + at, dgate.to(dz.dtype.element_ty), mask=present & there)
     if INITIAL:
         if (start == begin) & (start < end):
             for n in range(N):
