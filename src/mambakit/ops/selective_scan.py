@@ -9,19 +9,20 @@
 every `CHUNK`-th step: memory is linear in the length, and no (batch, length, dim, state) tensor is ever kept.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mambakit.ops import dispatch, operator
+from mambakit.ops import dispatch, operator, triton
 from mambakit.ops.cpu import selective_scan as cpu
-from mambakit.ops.inputs import CHUNK, ScanInputs
+from mambakit.ops.inputs import CHUNK, TRITON_INTERVAL, TRITON_MOST_STATES, ScanInputs
 from mambakit.ops.packing import check_packing, sequence_count
 from mambakit.ops.portable import selective_scan as portable
 from mambakit.ops.reference.selective_scan import selective_scan as reference
 
-_KERNELS = {"cpu": cpu, "portable": portable}
+_KERNELS = {"triton": triton.Kernels("selective_scan"), "cpu": cpu, "portable": portable}
 
 
 def selective_scan(
@@ -72,7 +73,7 @@ def selective_scan(
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus)
     _check(inputs)
     inputs = _with_common_dtypes(inputs)
-    name = dispatch.choose(u.device, backend, (*_KERNELS, "reference"))
+    name = dispatch.choose(u.device, backend, (*_KERNELS, "reference"), _refusal_of(inputs))
     y, final_state = reference(inputs) if name == "reference" else _run(inputs, name)
     return (y, final_state) if return_final_state else y
 
@@ -137,6 +138,20 @@ def _check(inputs: ScanInputs) -> None:
     dispatch.check_shape("initial_state", initial_state, (sequences, dim, state), "(sequences, dim, state)")
 
 
+def _refusal_of(inputs: ScanInputs) -> Callable[[str], str | None]:
+    """Of a backend's name, why it does not take these inputs."""
+    state = inputs.A.shape[1]
+
+    def refusal(name: str) -> str | None:
+        if name == "triton" and inputs.u.dtype == torch.float64:
+            return "its kernels of the selective scan take no float64"
+        if name == "triton" and state > TRITON_MOST_STATES:
+            return f"its kernels of the selective scan take at most {TRITON_MOST_STATES} states, and A has {state}"
+        return None
+
+    return refusal
+
+
 def _with_common_dtypes(inputs: ScanInputs) -> ScanInputs:
     """Activations in one dtype; A, D, delta_bias and the state in the dtype of sums."""
     wide = dispatch.accumulation_dtype(*inputs[:9])
@@ -156,7 +171,8 @@ def _outputs(inputs: ScanInputs, keep: bool, backend: str) -> tuple[Tensor, ...]
     u, A = inputs.u, inputs.A
     batch, length, dim = u.shape
     sequences = sequence_count(batch, inputs.cu_seqlens)
-    slots = batch * length // CHUNK + sequences if keep else 0
+    interval = TRITON_INTERVAL if backend == "triton" else CHUNK
+    slots = batch * length // interval + sequences if keep else 0
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     return y, A.new_empty(sequences, dim, A.shape[1]), A.new_empty(slots, A.shape[1], dim)
 

@@ -1,0 +1,188 @@
+"""The forward kernels of the selective scan; `mambakit.ops.triton.selective_scan` says how they fit together.
+
+A program is BLOCK channels times one segment of the length, and each state of a channel is an accumulator of its own,
+so that no sum over states crosses lanes. All activations are read with clamped indices, never out of bounds; a step
+past the end of its segment has dt = 0, which changes no state.
+"""
+
+import triton
+import triton.language as tl
+
+from mambakit.ops.triton.segments import locate
+from mambakit.ops.triton.selective_scan_steps import (
+    LOG2_E,
+    columns,
+    decay_rates,
+    numbers,
+    rows,
+    sigmoid,
+    step_size,
+    zeros,
+)
+
+_RUN_TIME_SIZES = ["length", "size", "each", "blocks", "u_batch", "delta_batch", "z_batch"]
+
+
+@triton.jit(do_not_specialize=_RUN_TIME_SIZES)
+def segment_states(
+    u, delta, A, B, delta_bias, states, sums, table, length, dim, share, size, each, blocks,
+    u_batch, u_row, delta_batch, delta_row,
+    N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, PACKS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The state that a segment, from a state of zero, ends in: `states` (segments, N, dim); and the sum of its dt:
+    `sums` (segments, dim). The last segment of a sequence is left out, for nothing follows it."""
+    segment = tl.program_id(0) // blocks
+    batch, _, start, end, _, last = locate(segment, table, length, size, each, PACKED)
+    if (start < end) & (end < last):
+        group, channel, present = channels_of(tl.program_id(0) % blocks, blocks, share, GROUPS, BLOCK)
+        bias = tl.load(delta_bias + channel) if BIAS else 0.0
+        rates = decay_rates(A, channel, N)
+        h = zeros(N, BLOCK)
+        total = tl.zeros([BLOCK], tl.float32)
+        u_at = u + batch * u_batch + channel
+        delta_at = delta + batch * delta_batch + channel
+        B_at = B + (batch * length * GROUPS + group) * N
+        next_delta = columns(delta_at, delta_row, start, end - 1, UNROLL, 1)
+        next_u = columns(u_at, u_row, start, end - 1, UNROLL, 1)
+        next_B = rows(B_at, GROUPS * N, start, end - 1, N, PACKS, UNROLL, 1)
+        for first in range(start, end, UNROLL):
+            now_delta, now_u, now_B = next_delta, next_u, next_B
+            next_delta = columns(delta_at, delta_row, first + UNROLL, end - 1, UNROLL, 1)
+            next_u = columns(u_at, u_row, first + UNROLL, end - 1, UNROLL, 1)
+            next_B = rows(B_at, GROUPS * N, first + UNROLL, end - 1, N, PACKS, UNROLL, 1)
+            for i in tl.static_range(UNROLL):
+                dt = tl.where(first + i < end, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
+                dtu = dt * now_u[i].to(tl.float32)
+                b = numbers(now_B, i * (N // PACKS), N, PACKS, B.dtype.element_ty)
+                total += dt
+                after = ()
+                for n in tl.static_range(N):
+                    after = after + (tl.exp2(dt * rates[n]) * h[n] + dtu * b[n],)
+                h = after
+        place = segment.to(tl.int64)
+        tl.store(sums + place * dim + channel, total, mask=present)
+        for n in tl.static_range(N):
+            tl.store(states + (place * N + n) * dim + channel, h[n], mask=present)
+
+
+@triton.jit(do_not_specialize=["sequences", "each", "blocks"])
+def carry(
+    states, sums, A, outer, passed, firsts, sequences, dim, each, blocks,
+    N: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
+    REVERSE: tl.constexpr, OUTER: tl.constexpr, PASS: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """Replace what each segment adds by what it starts from: the carry of all segments before it, or, in REVERSE, after
+    it. The first starts from `outer` (sequences, dim, N), zero if not OUTER; with PASS, a sequence without a step hands
+    that on to `passed`."""
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    place = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)  # n * dim + channel
+    present = place < N * dim
+    channel, n = place % dim, place // dim
+    outside = (sequence * dim + channel) * N + n
+    x = tl.load(outer + outside, mask=present, other=0.0) if OUTER else tl.zeros([BLOCK], tl.float32)
+    rate = tl.load(A + channel * N + n, mask=present, other=0.0) * LOG2_E
+    if PACKED:
+        begin, stop = tl.load(firsts + sequence), tl.load(firsts + sequence + 1)
+    else:
+        begin, stop = sequence * each, (sequence + 1) * each
+    if PASS:
+        if begin == stop:
+            tl.store(passed + outside, x, mask=present)
+    for done in range(0, stop - begin, UNROLL):
+        added = ()
+        total = ()
+        for i in tl.static_range(UNROLL):
+            segment = stop - 1 - done - i if REVERSE else begin + done + i
+            left = done + i + 1 < stop - begin  # the last one adds to nobody
+            added = added + (tl.load(states + segment * N * dim + place, mask=present & left, other=0.0),)
+            total = total + (tl.load(sums + segment * dim + channel, mask=present & left, other=0.0),)
+        for i in tl.static_range(UNROLL):
+            segment = stop - 1 - done - i if REVERSE else begin + done + i
+            tl.store(states + segment * N * dim + place, x, mask=present & (done + i < stop - begin))
+            x = tl.exp2(total[i] * rate) * x + added[i]
+
+
+@triton.jit(do_not_specialize=_RUN_TIME_SIZES)
+def outputs(
+    u, delta, A, B, C, D, z, delta_bias, states, initial, y, final, kept, table, length, dim, share, size, each, blocks,
+    u_batch, u_row, delta_batch, delta_row, z_batch, z_row,
+    N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, PACKS: tl.constexpr,
+    INTERVAL: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr, INITIAL: tl.constexpr,
+    SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, SKIP: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """y of a segment from the state `states` (segments, N, dim) that it starts in, or, where a segment is the WHOLE
+    sequence, the initial one; with KEEP, the state before every INTERVAL-th step of the sequence: `kept` (slots, N,
+    dim), slot = row // INTERVAL + sequence; the final state from the last segment."""
+    segment = tl.program_id(0) // blocks
+    batch, sequence, start, end, _, last = locate(segment, table, length, size, each, PACKED)
+    if start < end:
+        group, channel, present = channels_of(tl.program_id(0) % blocks, blocks, share, GROUPS, BLOCK)
+        bias = tl.load(delta_bias + channel) if BIAS else 0.0
+        skip = tl.load(D + channel) if SKIP else 0.0
+        rates = decay_rates(A, channel, N)
+        h = ()
+        for n in tl.static_range(N):
+            if not WHOLE:
+                h = h + (tl.load(states + (segment.to(tl.int64) * N + n) * dim + channel),)
+            elif INITIAL:
+                h = h + (tl.load(initial + (sequence * dim + channel) * N + n),)
+            else:
+                h = h + (tl.zeros([BLOCK], tl.float32),)
+        u_at = u + batch * u_batch + channel
+        delta_at = delta + batch * delta_batch + channel
+        if GATE:
+            z_at = z + batch * z_batch + channel
+        y_at = y + batch * length * dim + channel
+        B_at = B + (batch * length * GROUPS + group) * N
+        C_at = C + (batch * length * GROUPS + group) * N
+        next_delta = columns(delta_at, delta_row, start, end - 1, UNROLL, 1)
+        next_u = columns(u_at, u_row, start, end - 1, UNROLL, 1)
+        next_z = ()
+        if GATE:
+            next_z = columns(z_at, z_row, start, end - 1, UNROLL, 1)
+        next_B = rows(B_at, GROUPS * N, start, end - 1, N, PACKS, UNROLL, 1)
+        next_C = rows(C_at, GROUPS * N, start, end - 1, N, PACKS, UNROLL, 1)
+        for block in range(start, end, INTERVAL):
+            if KEEP:
+                slot = (batch * length + block) // INTERVAL + sequence
+                for n in tl.static_range(N):
+                    tl.store(kept + (slot * N + n) * dim + channel, h[n], mask=present)
+            for first in range(block, tl.minimum(block + INTERVAL, end), UNROLL):
+                now_delta, now_u, now_z, now_B, now_C = next_delta, next_u, next_z, next_B, next_C
+                next_delta = columns(delta_at, delta_row, first + UNROLL, end - 1, UNROLL, 1)
+                next_u = columns(u_at, u_row, first + UNROLL, end - 1, UNROLL, 1)
+                if GATE:
+                    next_z = columns(z_at, z_row, first + UNROLL, end - 1, UNROLL, 1)
+                next_B = rows(B_at, GROUPS * N, first + UNROLL, end - 1, N, PACKS, UNROLL, 1)
+                next_C = rows(C_at, GROUPS * N, first + UNROLL, end - 1, N, PACKS, UNROLL, 1)
+                for i in tl.static_range(UNROLL):
+                    dt = tl.where(first + i < end, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
+                    x = now_u[i].to(tl.float32)
+                    dtu = dt * x
+                    b = numbers(now_B, i * (N // PACKS), N, PACKS, B.dtype.element_ty)
+                    c = numbers(now_C, i * (N // PACKS), N, PACKS, C.dtype.element_ty)
+                    out = skip * x
+                    after = ()
+                    for n in tl.static_range(N):
+                        h_n = tl.exp2(dt * rates[n]) * h[n] + dtu * b[n]
+                        out += h_n * c[n]
+                        after = after + (h_n,)
+                    h = after
+                    if GATE:
+                        gate = now_z[i].to(tl.float32)
+                        out *= gate * sigmoid(gate)
+                    t = tl.minimum(first + i, end - 1)
+                    tl.store(y_at + t * dim, out.to(y.dtype.element_ty), mask=present & (first + i < end))
+        if end == last:
+            for n in tl.static_range(N):
+                tl.store(final + (sequence * dim + channel) * N + n, h[n], mask=present)
+
+
+@triton.jit
+def channels_of(block, blocks, share, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
+    """(group, channels clamped to the group's, which of them are there) of a block of channels of one group."""
+    per_group = blocks // GROUPS
+    group = block // per_group
+    within = (block % per_group) * BLOCK + tl.arange(0, BLOCK)
+    return group, group * share + tl.minimum(within, share - 1), within < share

@@ -1,0 +1,112 @@
+"""The selective scan's GPU kernels: what they do that no other backend does, cut the length and the channels up."""
+
+import pytest
+import torch
+from tests.ops.agreement import assert_backend_agrees, error
+from tests.ops.backends import TRITON
+from tests.ops.test_selective_scan import make, scan
+
+from mambakit.ops import selective_scan, selective_scan_step
+
+pytestmark = pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
+
+
+@pytest.fixture
+def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of one and two blocks of steps, so that few steps make many of them."""
+    from mambakit.ops.triton import selective_scan as kernels
+
+    usual = kernels.plan
+    monkeypatch.setattr(kernels, "plan", lambda *shape: usual(*shape)._replace(size=16, backward_size=32))
+
+
+@pytest.mark.parametrize("length", [1, 16, 33])
+def test_one_segment_agrees(length: int) -> None:
+    assert_backend_agrees(scan, make(1, length, 3, 3), "triton", torch.float32)
+
+
+@pytest.mark.usefixtures("short_segments")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_segments_agree(dtype: torch.dtype) -> None:
+    assert_backend_agrees(scan, make(1, 50, 3, 2, dtype=dtype), "triton", dtype)
+
+
+@pytest.mark.usefixtures("short_segments")
+def test_bare_scan_agrees() -> None:
+    assert_backend_agrees(scan, make(1, 40, 3, 3, optional=False), "triton", torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_groups_wider_than_a_block_of_channels_agree(dtype: torch.dtype) -> None:
+    assert_backend_agrees(scan, make(1, 2, 130, 2, groups=2, dtype=dtype), "triton", dtype)
+
+
+@pytest.mark.usefixtures("short_segments")
+@pytest.mark.parametrize("lengths", [[0, 5, 0, 34, 0], [16, 1], [0], []])
+def test_packed_sequences_agree(lengths: list[int]) -> None:
+    bounds = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
+    tensors = make(1, sum(lengths), 3, 3)
+    tensors["initial_state"] = torch.randn(len(lengths), 3, 3)
+    assert_backend_agrees(scan, {**tensors, "cu_seqlens": bounds}, "triton", torch.float32)
+
+
+@pytest.mark.usefixtures("short_segments")
+def test_bounds_that_change_in_place_are_read_again() -> None:
+    tensors = make(1, 40, 3, 3, optional=False)
+    bounds = torch.tensor([0, 10, 40])
+    scan(**tensors, cu_seqlens=bounds, backend="triton")
+    bounds[1] = 25
+    got = scan(**tensors, cu_seqlens=bounds, backend="triton")
+    for a, b in zip(got, scan(**tensors, cu_seqlens=bounds, backend="reference"), strict=True):
+        assert error(a, b) < 1e-5
+
+
+@pytest.mark.usefixtures("short_segments")
+@pytest.mark.parametrize("raw", [-1e30, 88.0, 1e30])
+def test_extreme_steps_stay_finite(raw: float) -> None:
+    tensors = make(1, 18, 6, 3, optional=False)
+    tensors["u"] = torch.full_like(tensors["u"], 1e-3)
+    tensors["delta"] = torch.full_like(tensors["delta"], raw)
+    tensors["A"] = -torch.logspace(-6, 6, 18).reshape(6, 3)
+    leaves = {name: t.requires_grad_() for name, t in tensors.items() if t is not None}
+    y, h = scan(**leaves, backend="triton")
+    grads = torch.autograd.grad((y / 1e30).sum() + (h / 1e30).sum(), list(leaves.values()))
+    assert all(t.isfinite().all() for t in (y, h, *grads))
+
+
+def test_small_steps_keep_their_digits() -> None:
+    """log(1 + e) of a small e would lose them, and Mamba's steps are small."""
+    ones = torch.ones(1, 1, 64)
+    raw = torch.linspace(-16, 20, 64).reshape(1, 1, 64)
+    zero_A, one_B = torch.zeros(64, 1), torch.ones(1, 1, 1)
+    y = selective_scan(ones, raw, zero_A, one_B, one_B, delta_softplus=True, backend="triton")
+    torch.testing.assert_close(y, torch.nn.functional.softplus(raw.double()).float(), rtol=3e-6, atol=0)
+
+
+def test_steps_give_what_the_whole_gives() -> None:
+    t = make(2, 5, 6, 3, groups=2)
+    whole, last = scan(**t, backend="triton")
+    h = t["initial_state"]
+    for i in range(5):
+        now = {name: t[name][:, i] for name in ("u", "delta", "B", "C", "z")}
+        fixed = {name: t[name] for name in ("A", "D", "delta_bias")}
+        y, h = selective_scan_step(h, **now, **fixed, delta_softplus=True, backend="triton")
+        torch.testing.assert_close(y, whole[:, i])
+    torch.testing.assert_close(h, last)
+
+
+@pytest.mark.usefixtures("short_segments")
+def test_gradients_are_the_same_every_time() -> None:
+    leaves = {name: t.requires_grad_() for name, t in make(1, 18, 34, 1).items() if t is not None}
+    results = []
+    for _ in range(2):
+        y, h = scan(**leaves, backend="triton")
+        results.append(torch.autograd.grad(y.sum() + h.sum(), list(leaves.values())))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_what_the_kernels_do_not_take_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="no float64"):
+        scan(**make(1, 2, 2, 2, dtype=torch.float64), backend="triton")
+    with pytest.raises(ValueError, match="at most 64 states"):
+        scan(**make(1, 2, 2, 65), backend="triton")
