@@ -25,9 +25,10 @@ from mambakit.ops.mamba3_whole import whole_scan
 from mambakit.ops.packing import check_packing, sequence_bounds, sequence_count
 from mambakit.ops.reference.mamba3_scan import mamba3_scan as reference
 from mambakit.ops.rotation import accumulate, rotate
+from mambakit.ops.triton import mamba3_shapes
 
 # steps * rank: where products within a chunk cost about what those with its state do, or where they leave the caches
-_ROWS_OF_A_CHUNK = {"cpu": 64, "portable": 128}
+_ROWS_OF_A_CHUNK = {"triton": 64, "cpu": 64, "portable": 128}
 
 _NARROW = ("x", "B", "C", "z")
 _WIDE = ("dt", "A", "trap", "angles", "D", "dt_bias", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
@@ -79,7 +80,7 @@ def mamba3_scan(
         return_final_state: also return the state after the last step.
         cu_seqlens: (sequences + 1,) integers from 0 to length: packed sequences. Batch is then 1, and states are
             per sequence.
-        backend: "cpu", "portable" or "reference"; None picks the fastest for the device.
+        backend: "triton", "cpu", "portable" or "reference"; None picks the fastest for the device.
 
     Returns:
         y in the common dtype of x, B, C and z: (batch, length, heads, headdim), or with a rank axis and no mimo_o
@@ -106,7 +107,12 @@ def mamba3_scan(
     )
     _check(inputs, chunk_size)
     inputs = _with_common_dtypes(inputs)
-    name = dispatch.choose(x.device, backend, (*WHOLE_KERNELS, *KERNELS, "reference"))
+    rank, _, state = inputs.B.shape[2:]
+
+    def refusal(backend: str) -> str | None:
+        return mamba3_shapes.refusal(rank, state, inputs.A.dtype) if backend == "triton" else None
+
+    name = dispatch.choose(x.device, backend, (*WHOLE_KERNELS, *KERNELS, "reference"), refusal)
     if name == "reference":
         y, final_state = reference(inputs)
     else:

@@ -9,12 +9,13 @@ import math
 import torch
 from torch import Tensor
 
-from mambakit.ops import operator
+from mambakit.ops import operator, triton
 from mambakit.ops.cpu import mamba3 as cpu
 from mambakit.ops.mamba3_inputs import Mamba3Inputs, Mamba3State, WholeScanInputs, outer, per_head, per_rank
 from mambakit.ops.mamba3_recurrence import first, following_step, last
 from mambakit.ops.packing import sequence_count
 from mambakit.ops.rotation import rotate, wrapped
+from mambakit.ops.triton import mamba3_shapes
 
 
 def whole_scan(
@@ -87,18 +88,18 @@ def _turned(speeds: Tensor, dt: Tensor, cu_seqlens: Tensor | None) -> Tensor:
 
 
 def _outputs(inputs: WholeScanInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
-    """y, the final state, and the states kept for the backward, (slots, heads, headdim, state)."""
+    """y, the final state, and what is kept for the backward: the states (slots, ...), and on the GPU the angles."""
     (batch, length, heads, headdim), (rank, _, state) = inputs.x.shape, inputs.B.shape[2:]
     sequences = sequence_count(batch, inputs.cu_seqlens)
     ranks = (rank,) if inputs.down is None else ()
-    slots = batch * length // inputs.chunk_size + sequences if keep else 0
     wide = inputs.log_decay
-    return (
-        inputs.x.new_empty(batch, length, *ranks, heads, headdim),
-        wide.new_empty(sequences, heads, headdim, state),
-        wide.new_empty(slots, heads, headdim, state),
-    )
+    y = inputs.x.new_empty(batch, length, *ranks, heads, headdim)
+    final_state = wide.new_empty(sequences, heads, headdim, state)
+    if backend == "triton":
+        return y, final_state, *mamba3_shapes.kept(inputs, keep)
+    slots = batch * length // inputs.chunk_size + sequences if keep else 0
+    return y, final_state, wide.new_empty(slots, heads, headdim, state), wide.new_empty(0), wide.new_empty(0)
 
 
-KERNELS = {"cpu": cpu}
-_run = operator.register("mamba3_scan", WholeScanInputs, _outputs, backends=KERNELS, kept=1)
+KERNELS = {"triton": triton.Kernels("mamba3"), "cpu": cpu}
+_run = operator.register("mamba3_scan", WholeScanInputs, _outputs, backends=KERNELS, kept=3)

@@ -1,0 +1,235 @@
+"""What follows time in the Mamba-3 scan: the state before every chunk, and its gradient after every chunk.
+
+    S'  = exp(total) S + (tail v)^T k        forwards, from the initial state
+    dS' = exp(total) dS + (start dy)^T q     backwards, from the gradient of the final state
+
+with start_t the decay from the chunk's beginning up to t and tail_t that from t to its end, times scale_t. A program
+takes BLOCK channels of one head through a segment of a sequence, the state in its registers. Where sequences and heads
+are too few to fill the chip, a sequence is cut into several segments: a first walk from zero finds what each adds,
+`hand_on` gives each its first state, and the second walk does the rest.
+"""
+
+import triton
+import triton.language as tl
+
+from mambakit.ops.triton.mamba3_chunk import (
+    biased,
+    cos_sin,
+    find_sequence,
+    product,
+    silu_and_slope,
+    sums_of_log_decay,
+    turn,
+)
+
+
+@triton.jit
+def gated_gradient(
+    grad_y,
+    y_stride,
+    z,
+    z_stride,
+    gate,
+    down,
+    rows,
+    ranks,
+    channels,
+    head,
+    heads,
+    headdim,
+    rank,
+    mask,
+    RANKED: tl.constexpr,
+):
+    """The gradient of what the gates are given, for every row and channel; 0 where `mask` is."""
+    at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
+    offsets = rows * y_stride + head * headdim
+    if RANKED:
+        offsets += ranks * heads * headdim
+    grad = tl.load(grad_y + offsets[:, None] + channels[None, :], mask, other=0.0).to(tl.float32)
+    if down is not None:
+        grad *= tl.load(down + at_weight, mask, other=0.0)
+    if z is not None:
+        gates = tl.load(z + (rows * z_stride + head * headdim)[:, None] + channels[None, :], mask, other=0.0)
+        gates = gates.to(tl.float32)
+        if gate is not None:
+            gates *= tl.load(gate + at_weight, mask, other=0.0)
+        silu, _ = silu_and_slope(gates)
+        grad *= silu
+    return grad
+
+
+@triton.jit(do_not_specialize=["length", "segment_chunks"])
+def walk(
+    x,  # grad_y with REVERSE
+    x_stride,
+    z,
+    z_stride,
+    up,
+    gate,
+    down,
+    vectors,  # B, or C with REVERSE
+    vector_stride,
+    bias,
+    angles,
+    carries,
+    log_decay,
+    scale,
+    first,  # (sequences, heads, headdim, state) or None
+    last,
+    kept,  # (slots, heads, headdim, 2 HALF) or None
+    handed,  # (segments, sequences, heads, headdim, 2 HALF) or None
+    decays,  # (segments, sequences, heads): the sum of log decays of each segment
+    bounds,
+    length,
+    segment_chunks,
+    heads,
+    headdim,
+    groups,
+    rank,
+    state,
+    pairs,
+    STEPS: tl.constexpr,
+    RANKS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REVERSE: tl.constexpr,
+    SUMMARY: tl.constexpr,
+    RANKED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    FAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    ROWS: tl.constexpr = STEPS * RANKS
+    blocks = tl.cdiv(headdim, BLOCK)
+    segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads
+    channels = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    sequence = (tl.program_id(0) // blocks // heads).to(tl.int64)
+    group = head // (heads // groups)
+    begin, end, first_slot = find_sequence(sequence, bounds, length, STEPS)
+    chunks = tl.cdiv(end - begin, STEPS).to(tl.int32)
+    from_chunk = tl.minimum(segment * segment_chunks, chunks)
+    to_chunk = tl.minimum(from_chunk + segment_chunks, chunks)
+    index = tl.arange(0, ROWS)
+    ranks = index % RANKS
+    inside = channels < headdim
+    columns = tl.arange(0, HALF)
+    at_head = (sequence * heads + head) * headdim + channels
+    at_handed = (segment * (tl.num_programs(0) // blocks // heads) + sequence) * heads + head
+
+    first_half = tl.zeros((BLOCK, HALF), tl.float32)
+    second_half = tl.zeros((BLOCK, HALF), tl.float32)
+    if INTERLEAVED:
+        first_columns, second_columns = 2 * columns, 2 * columns + 1
+        first_mask = inside[:, None] & (first_columns < state)[None, :]
+    else:
+        first_columns, second_columns = columns, columns + state // 2
+        first_mask = inside[:, None] & (columns < state // 2)[None, :]
+    second_mask = inside[:, None] & (second_columns < state)[None, :]
+    at_first = (at_head * state)[:, None] + first_columns[None, :]
+    at_second = (at_head * state)[:, None] + second_columns[None, :]
+    if not SUMMARY:
+        if handed is not None:
+            at = handed + ((at_handed * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
+            first_half += tl.load(at, inside[:, None], other=0.0)
+            second_half += tl.load(at + HALF, inside[:, None], other=0.0)
+        elif first is not None:
+            first_half += tl.load(first + at_first, first_mask, other=0.0)
+            second_half += tl.load(first + at_second, second_mask, other=0.0)
+    sum_of_decays = 0.0
+    for count in range(from_chunk, to_chunk):
+        chunk = from_chunk + to_chunk - 1 - count if REVERSE else count
+        slot = first_slot + chunk
+        if kept is not None:
+            at = kept + (((slot * heads + head) * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
+            tl.store(at, first_half.to(kept.dtype.element_ty), inside[:, None])
+            tl.store(at + HALF, second_half.to(kept.dtype.element_ty), inside[:, None])
+        rows = begin + chunk * STEPS + index // RANKS
+        present = (rows < end) & (ranks < rank)
+        mask = present[:, None] & inside[None, :]
+        high, _, after, total = sums_of_log_decay(log_decay, rows, (rows < end) & (ranks == 0), head, heads)
+        if REVERSE:
+            values = gated_gradient(
+                x, x_stride, z, z_stride, gate, down, rows, ranks, channels, head, heads, headdim, rank, mask, RANKED
+            )
+            weights = tl.exp(high)
+        else:
+            offsets = rows * x_stride + head * headdim
+            values = tl.load(x + offsets[:, None] + channels[None, :], mask, other=0.0).to(tl.float32)
+            if up is not None:
+                at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
+                values *= tl.load(up + at_weight, mask, other=0.0)
+            weights = tl.exp(after) * tl.load(scale + rows * heads + head, present, other=0.0)
+        weighted = tl.trans(values * weights[:, None])
+        one, two = biased(
+            vectors,
+            bias,
+            rows,
+            vector_stride,
+            ranks,
+            present,
+            head,
+            group,
+            groups,
+            rank,
+            state,
+            ROWS,
+            HALF,
+            INTERLEAVED,
+        )
+        if angles is not None:
+            cos, sin = cos_sin(angles, carries, rows, present, slot, head, heads, pairs, HALF, FAST)
+            one, two = turn(one, two, cos, sin)
+        decay = tl.exp(total)
+        first_half = first_half * decay + product(weighted, one, PRECISION)
+        second_half = second_half * decay + product(weighted, two, PRECISION)
+        sum_of_decays += total
+    if SUMMARY:
+        at = handed + ((at_handed * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
+        tl.store(at, first_half, inside[:, None])
+        tl.store(at + HALF, second_half, inside[:, None])
+        tl.store(decays + at_handed, sum_of_decays)
+    elif last is not None:
+        ends = from_chunk == 0 if REVERSE else to_chunk == chunks
+        ends = ends & ((from_chunk < to_chunk) | ((chunks == 0) & (segment == 0)))
+        tl.store(last + at_first, first_half, first_mask & ends)
+        tl.store(last + at_second, second_half, second_mask & ends)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def hand_on(
+    handed,  # (segments, sequences, heads, headdim, 2 HALF): what each segment adds, replaced by its first state
+    decays,
+    first,
+    segments,
+    sequences,
+    heads,
+    headdim,
+    state,
+    HALF: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    REVERSE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    at_sequence = tl.program_id(0).to(tl.int64)  # sequence * heads + head
+    channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    columns = tl.arange(0, 2 * HALF)
+    inside = (channels < headdim)[:, None] & (columns >= 0)[None, :]
+    carry = tl.zeros((CHANNELS, 2 * HALF), tl.float32)
+    if first is not None:
+        if INTERLEAVED:
+            source = tl.where(columns < HALF, 2 * columns, 2 * (columns - HALF) + 1)
+            there = source < state
+        else:
+            source = tl.where(columns < HALF, columns, columns - HALF + state // 2)
+            there = tl.where(columns < HALF, columns < state // 2, source < state)
+        at = ((at_sequence * headdim + channels) * state)[:, None] + source[None, :]
+        carry += tl.load(first + at, inside & there[None, :], other=0.0)
+    for count in range(segments):
+        segment = segments - 1 - count if REVERSE else count
+        at_segment = segment.to(tl.int64) * sequences * heads + at_sequence
+        at = handed + ((at_segment * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
+        added = tl.load(at, inside, other=0.0)
+        decay = tl.exp(tl.load(decays + at_segment))
+        tl.store(at, carry, inside)
+        carry = carry * decay + added
