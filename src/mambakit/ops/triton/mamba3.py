@@ -24,9 +24,10 @@ from torch import Tensor
 from mambakit.ops.mamba3_inputs import WholeScanInputs
 from mambakit.ops.triton import interpreting, mamba3_shapes
 from mambakit.ops.triton.mamba3_angles import carried_angles, local_angles, speed_gradients
-from mambakit.ops.triton.mamba3_gradients import gradients
+from mambakit.ops.triton.mamba3_key_gradients import key_gradients
 from mambakit.ops.triton.mamba3_outputs import outputs
 from mambakit.ops.triton.mamba3_shapes import Sizes, power_of_two, sizes
+from mambakit.ops.triton.mamba3_value_gradients import value_gradients
 from mambakit.ops.triton.mamba3_walk import hand_on, walk
 
 _PRECISION = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "tf32x3"}
@@ -36,9 +37,9 @@ _LEAST_CHUNKS = 4  # of a segment
 CONFIGURATION: dict[str, dict[str, int]] = {
     "walk": {"BLOCK": 64, "num_warps": 4, "num_stages": 2},
     "outputs": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
-    "gradients": {"BLOCK": 64, "num_warps": 8, "num_stages": 1},
+    "value_gradients": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
+    "key_gradients": {"BLOCK": 64, "num_warps": 8, "num_stages": 1},
 }
-HEADS_A_PROGRAM = 1  # whose gradients of B and C add up on chip
 
 
 def forward(
@@ -99,11 +100,10 @@ def backward(
         return
 
     wide, heads, share = inputs.log_decay, size.heads, size.heads // size.groups
-    heads_a_program = _divisor(share, HEADS_A_PROGRAM, size.slots * size.heads // _PROGRAMS)
-    dtype = torch.bfloat16 if inputs.x.dtype == torch.bfloat16 and heads_a_program == 1 else wide.dtype
-    blocks = share // heads_a_program
+    # In bfloat16 a head's share of the gradients of B and C is kept like an activation.
+    dtype = torch.bfloat16 if inputs.x.dtype == torch.bfloat16 else wide.dtype
     grad_B, grad_C = (
-        grad if blocks == 1 else wide.new_empty(blocks, *grad.shape, dtype=dtype) for grad in _present(grads.B, grads.C)
+        grad if share == 1 else wide.new_empty(share, *grad.shape, dtype=dtype) for grad in _present(grads.B, grads.C)
     )
     make = wide.new_empty if inputs.cu_seqlens is None else wide.new_zeros
     partial = {
@@ -113,45 +113,55 @@ def backward(
     turning = inputs.speeds is not None
     grad_angles = wide.new_empty(size.rows, heads, size.pairs) if turning else None
     sums = wide.new_empty(size.slots, heads, size.pairs, dtype=torch.float64) if turning else None
-    gradients[(size.slots * (heads // heads_a_program),)](
-        *_rows(given, "x"),
-        *_rows(given, "B"),
-        *_rows(given, "C"),
-        *_rows(given, "z"),
-        grad_y,
-        _row_size(grad_y),
-        *(given[name] for name in ("up", "gate", "down", "D", "B_bias", "C_bias")),
+    rows = (*_rows(given, "x"), *_rows(given, "B"), *_rows(given, "C"), *_rows(given, "z"), grad_y, _row_size(grad_y))
+    weights = [given[name] for name in ("up", "gate", "down")]
+    after = [
+        given["B_bias"],
+        given["C_bias"],
         common["angles"],
         common["carries"],
         *(given[name] for name in ("log_decay", "scale", "own")),
         kept_states,
         kept_grads,
+    ]
+    sizes_given = (size.length, size.rows, heads, size.headdim, size.groups, size.rank, size.state, size.pairs)
+    grid = (size.slots * heads,)
+    value_gradients[grid](
+        *rows,
+        *weights,
+        given["D"],
+        *after,
         grads.x,
+        grads.z,
+        *(partial[name] for name in ("D", "up", "gate", "down")),
+        inputs.cu_seqlens,
+        table,
+        *sizes_given,
+        RANKED=inputs.down is None,
+        **_shape_of_tiles(inputs, size),
+        **_block("value_gradients", size),
+    )
+    key_gradients[grid](
+        *rows,
+        *weights,
+        *after,
         grad_B,
         grad_C,
-        grads.z,
         grads.log_decay,
         grads.scale,
         grads.own,
-        *(partial[name] for name in ("D", "up", "gate", "down", "B_bias", "C_bias")),
+        partial["B_bias"],
+        partial["C_bias"],
         grad_angles,
         sums,
         inputs.cu_seqlens,
         table,
-        size.length,
-        size.rows,
-        heads,
-        size.headdim,
-        size.groups,
-        size.rank,
-        size.state,
-        size.pairs,
-        HEADS=heads_a_program,
+        *sizes_given,
         RANKED=inputs.down is None,
         **_shape_of_tiles(inputs, size),
-        **_block("gradients", size),
+        **_block("key_gradients", size),
     )
-    if blocks > 1:
+    if share > 1:
         for total, parts in zip(_present(grads.B, grads.C), (grad_B, grad_C), strict=True):
             total.copy_(parts.sum(0)) if parts.dtype != total.dtype else torch.sum(parts, 0, out=total)
     for name, parts in partial.items():

@@ -34,6 +34,15 @@ def operand(a, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def settled(a, FAST: tl.constexpr):
+    """`a`, computed once: what stands before is not repeated for every product that takes it in another layout."""
+    if FAST and a.dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [a], dtype=tl.bfloat16, is_pure=False, pack=2)
+    else:
+        return a
+
+
+@triton.jit
 def find_chunk(slot, bounds, sequence_of_slot, length, STEPS: tl.constexpr):
     """The sequence of a slot, its chunk's first row among all batch * length, and the row after its sequence."""
     if bounds is not None:

@@ -13,6 +13,7 @@ from mambakit.ops.triton.mamba3_chunk import (
     operand,
     over_ranks,
     product,
+    settled,
     silu_and_slope,
     sums_of_log_decay,
     turn,
@@ -85,8 +86,8 @@ def outputs(
         cos, sin = cos_sin(angles, carries, rows, present, slot, head, heads, pairs, HALF, FAST)
         q1, q2 = turn(q1, q2, cos, sin)
         k1, k2 = turn(k1, k2, cos, sin)
-    q1, q2 = operand(q1, PRECISION), operand(q2, PRECISION)
-    k1, k2 = operand(k1, PRECISION), operand(k2, PRECISION)
+    q1, q2 = settled(operand(q1, PRECISION), FAST), settled(operand(q2, PRECISION), FAST)
+    k1, k2 = settled(operand(k1, PRECISION), FAST), settled(operand(k2, PRECISION), FAST)
 
     at = kept + (((slot * heads + head) * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
     s1 = tl.load(at, inside[:, None], other=0.0)
