@@ -130,7 +130,7 @@ def mamba3_scan(*args: Any) -> tuple[Tensor, ...]:
         y = y * F.silu(per_rank(i.z.to(wide.dtype), i.gate, rank))
     if i.down is not None:
         y = (y * i.down.transpose(0, 1)).sum(2)
-    return y.to(i.x.dtype), state, kept, wide.new_empty(0), wide.new_empty(0)
+    return y.to(i.x.dtype), state, kept, wide.new_empty(0)
 
 
 def _as_factor(heads: Tensor) -> Tensor:

@@ -98,8 +98,8 @@ def _outputs(inputs: WholeScanInputs, keep: bool, backend: str) -> tuple[Tensor,
     if backend == "triton":
         return y, final_state, *mamba3_shapes.kept(inputs, keep)
     slots = batch * length // inputs.chunk_size + sequences if keep else 0
-    return y, final_state, wide.new_empty(slots, heads, headdim, state), wide.new_empty(0), wide.new_empty(0)
+    return y, final_state, wide.new_empty(slots, heads, headdim, state), wide.new_empty(0)
 
 
 KERNELS = {"triton": triton.Kernels("mamba3"), "cpu": cpu}
-_run = operator.register("mamba3_scan", WholeScanInputs, _outputs, backends=KERNELS, kept=3)
+_run = operator.register("mamba3_scan", WholeScanInputs, _outputs, backends=KERNELS, kept=2)

@@ -1,20 +1,22 @@
 """The scan of Mamba-3 on the GPU: what is launched, and in which order.
 
-Forward: the angles (mamba3_angles), the state before every chunk (mamba3_walk), the outputs (mamba3_outputs).
-Backward: the gradient of the state after every chunk (mamba3_walk), those of the inputs (mamba3_gradients), and what
-the gradients of the angles make of those of speeds and steps (mamba3_angles).
+Forward: keys and queries of every head (mamba3_keys), the state before every chunk (mamba3_walk), the outputs
+(mamba3_outputs). Backward: keys and queries again, the gradient of the state after every chunk (mamba3_walk), those of
+values and gates (mamba3_value_gradients), of keys, queries and weights (mamba3_key_gradients), of B and C from these
+(mamba3_keys), and of speeds and steps from those of the angles (mamba3_angles).
 
 The account for (batch, length, heads, headdim, state) = (8, 2048, 32, 64, 128) in bfloat16, chunks of 64 steps, with z
-and 32 pairs that turn. Inputs and y once are 220 MB. Beside them cross device memory: angles within chunks (67 MB
-written, then read by each of the two passes) and states (134 MB written, 134 MB read): 0.64 GB forward. The backward
-reads states, x, z, grad_y and angles twice over its two passes, writes and reads the states' gradients (134 MB each
-way), the gradients of the angles (67 MB each way), and of B and C one float32 partial sum for every few heads (33 MB
-each): 1.2 GB. Products are 30 GFLOP forward and 130 GFLOP backward, below what the bytes cost; turning keys and queries
-again in each pass costs 34 M sines and cosines, less than to store what was turned (268 MB).
+and 32 pairs that turn. x, z, B, C and y once are 210 MB. Keys and queries of every head are 268 MB, states 134 MB.
+Forward: keys and queries written; keys, x read and states written; all of these and z read, y written: 1.1 GB.
+Backward: keys and queries written again; queries, z, grad_y read and the states' gradients written; then twice all of
+these read, grad_x and grad_z written (67 MB each), the gradients of keys and queries written and read (268 MB each
+way), those of the angles (67 MB each way): 2.9 GB. Products are 30 GFLOP forward and 130 GFLOP backward, far below the
+bytes.
+A single pass that turns keys and queries on chip saves 0.5 GB forward; tried, it ran several times slower: the turning
+is repeated in every layout that a product asks for, and its registers spill.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,8 +25,9 @@ from torch import Tensor
 
 from mambakit.ops.mamba3_inputs import WholeScanInputs
 from mambakit.ops.triton import interpreting, mamba3_shapes
-from mambakit.ops.triton.mamba3_angles import carried_angles, local_angles, speed_gradients
+from mambakit.ops.triton.mamba3_angles import later_sums, speed_gradients
 from mambakit.ops.triton.mamba3_key_gradients import key_gradients
+from mambakit.ops.triton.mamba3_keys import carry_turns, chunk_turns, keys_and_queries, vector_gradients
 from mambakit.ops.triton.mamba3_outputs import outputs
 from mambakit.ops.triton.mamba3_shapes import Sizes, power_of_two, sizes
 from mambakit.ops.triton.mamba3_value_gradients import value_gradients
@@ -39,44 +42,38 @@ CONFIGURATION: dict[str, dict[str, int]] = {
     "outputs": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
     "value_gradients": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
     "key_gradients": {"BLOCK": 64, "num_warps": 8, "num_stages": 1},
+    "keys_and_queries": {"num_warps": 4},
+    "vector_gradients": {"num_warps": 8, "num_stages": 1},
 }
+MOST_HEADS = {"vector_gradients": 8, "speed_gradients": 8}  # that a program takes one after another
 
 
-def forward(
-    inputs: WholeScanInputs, y: Tensor, final_state: Tensor, kept_states: Tensor, angles: Tensor, carries: Tensor
-) -> None:
-    """Fill y, the final state and, for the backward, the states before every chunk and the angles."""
-    size, given = sizes(inputs), _given(inputs)
+def forward(inputs: WholeScanInputs, y: Tensor, final_state: Tensor, kept_states: Tensor, carries: Tensor) -> None:
+    """Fill y, the final state and, for the backward, the states and angles before every chunk."""
     if kept_states.shape[0] == 0:
-        kept_states, angles, carries = mamba3_shapes.kept(inputs, True)
-    table = _sequence_of_slot(inputs, size)
+        kept_states, carries = mamba3_shapes.kept(inputs, True)
+    scan = _Scan(inputs)
     if inputs.speeds is not None:
-        _angles(inputs, given, size, table, angles, carries)
-    common = _common(inputs, given, size, angles, carries)
-    _walk(inputs, given, size, common, given["initial_state"], final_state, kept_states, None)
+        scan.carry_turns(carries)
+    keys, queries = scan.keys_and_queries(carries)
+    scan.walk(keys, scan.given["initial_state"], final_state, kept_states, None)
+    size, given = scan.size, scan.given
     if size.slots:
-        block = _block("outputs", size)
+        block = scan.block("outputs")
         outputs[(size.slots * size.heads, triton.cdiv(size.headdim, block["BLOCK"]))](
-            *_rows(given, "x"),
-            *_rows(given, "B"),
-            *_rows(given, "C"),
-            *_rows(given, "z"),
-            *(given[name] for name in ("up", "gate", "down", "D", "B_bias", "C_bias")),
-            common["angles"],
-            common["carries"],
-            *(given[name] for name in ("log_decay", "scale", "own")),
+            *scan.rows("x"),
+            keys,
+            queries,
+            *scan.rows("z"),
+            *(given[name] for name in ("up", "gate", "down", "D", "log_decay", "scale", "own")),
             kept_states,
             y,
-            inputs.cu_seqlens,
-            table,
+            *scan.table,
             size.length,
             size.heads,
             size.headdim,
-            size.groups,
             size.rank,
-            size.state,
-            size.pairs,
-            **_shape_of_tiles(inputs, size),
+            **scan.tiles,
             **block,
         )
 
@@ -85,117 +82,304 @@ def backward(
     inputs: WholeScanInputs, kept: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor, grads: WholeScanInputs
 ) -> None:
     """Fill `grads`."""
-    size, given = sizes(inputs), _given(inputs)
-    kept_states, angles, carries = kept
-    table = _sequence_of_slot(inputs, size)
-    common = _common(inputs, given, size, angles, carries)
+    scan = _Scan(inputs)
+    size, given = scan.size, scan.given
+    kept_states, carries = kept
+    keys, queries = scan.keys_and_queries(carries)
     grad_y = grad_y.contiguous()
     kept_grads = torch.empty_like(kept_states)
-    first = grads.initial_state
-    _walk(inputs, given, size, common, grad_final_state.contiguous(), first, kept_grads, grad_y)
+    scan.walk(queries, grad_final_state.contiguous(), grads.initial_state, kept_grads, grad_y)
     if not size.slots:
         for tensor in grads:
-            if isinstance(tensor, Tensor) and tensor is not first:
+            if isinstance(tensor, Tensor) and tensor is not grads.initial_state:
                 tensor.zero_()
         return
 
-    wide, heads, share = inputs.log_decay, size.heads, size.heads // size.groups
-    # In bfloat16 a head's share of the gradients of B and C is kept like an activation.
-    dtype = torch.bfloat16 if inputs.x.dtype == torch.bfloat16 else wide.dtype
-    grad_B, grad_C = (
-        grad if share == 1 else wide.new_empty(share, *grad.shape, dtype=dtype) for grad in _present(grads.B, grads.C)
-    )
-    make = wide.new_empty if inputs.cu_seqlens is None else wide.new_zeros
-    partial = {
-        name: None if (grad := getattr(grads, name)) is None else make(size.slots, *grad.shape)
-        for name in ("D", "up", "gate", "down", "B_bias", "C_bias")
-    }
-    turning = inputs.speeds is not None
-    grad_angles = wide.new_empty(size.rows, heads, size.pairs) if turning else None
-    sums = wide.new_empty(size.slots, heads, size.pairs, dtype=torch.float64) if turning else None
-    rows = (*_rows(given, "x"), *_rows(given, "B"), *_rows(given, "C"), *_rows(given, "z"), grad_y, _row_size(grad_y))
+    partial = {name: scan.partial(getattr(grads, name)) for name in ("D", "up", "gate", "down")}
+    before = (*scan.rows("x"), keys, queries, *scan.rows("z"), grad_y, _row_size(grad_y))
+    after = (*(given[name] for name in ("log_decay", "scale", "own")), kept_states, kept_grads)
+    given_sizes = (size.length, size.heads, size.headdim, size.rank)
     weights = [given[name] for name in ("up", "gate", "down")]
-    after = [
-        given["B_bias"],
-        given["C_bias"],
-        common["angles"],
-        common["carries"],
-        *(given[name] for name in ("log_decay", "scale", "own")),
-        kept_states,
-        kept_grads,
-    ]
-    sizes_given = (size.length, size.rows, heads, size.headdim, size.groups, size.rank, size.state, size.pairs)
-    grid = (size.slots * heads,)
-    value_gradients[grid](
-        *rows,
+    value_gradients[(size.slots * size.heads,)](
+        *before,
         *weights,
         given["D"],
         *after,
         grads.x,
         grads.z,
-        *(partial[name] for name in ("D", "up", "gate", "down")),
-        inputs.cu_seqlens,
-        table,
-        *sizes_given,
+        *partial.values(),
+        *scan.table,
+        *given_sizes,
         RANKED=inputs.down is None,
-        **_shape_of_tiles(inputs, size),
-        **_block("value_gradients", size),
+        **scan.tiles,
+        **scan.block("value_gradients"),
     )
-    key_gradients[grid](
-        *rows,
-        *weights,
-        *after,
-        grad_B,
-        grad_C,
-        grads.log_decay,
-        grads.scale,
-        grads.own,
-        partial["B_bias"],
-        partial["C_bias"],
-        grad_angles,
-        sums,
-        inputs.cu_seqlens,
-        table,
-        *sizes_given,
-        RANKED=inputs.down is None,
-        **_shape_of_tiles(inputs, size),
-        **_block("key_gradients", size),
-    )
-    if share > 1:
-        for total, parts in zip(_present(grads.B, grads.C), (grad_B, grad_C), strict=True):
-            total.copy_(parts.sum(0)) if parts.dtype != total.dtype else torch.sum(parts, 0, out=total)
     for name, parts in partial.items():
         if parts is not None:
             torch.sum(parts, 0, out=getattr(grads, name))
-    if turning:
-        _angle_gradients(inputs, given, size, table, grad_angles, sums, grads)
+    grad_angles = sums = None
+    if inputs.speeds is not None:
+        grad_angles = inputs.log_decay.new_empty(size.rows, size.heads, size.pairs)
+        sums = inputs.log_decay.new_empty(size.slots, size.heads, size.pairs, dtype=torch.float64)
+    grad_keys, grad_queries = torch.empty_like(keys), torch.empty_like(queries)
+    key_gradients[(size.slots * size.heads,)](
+        *before,
+        *weights,
+        *after,
+        grad_keys,
+        grad_queries,
+        grads.log_decay,
+        grads.scale,
+        grads.own,
+        grad_angles,
+        sums,
+        *scan.table,
+        *given_sizes,
+        size.pairs,
+        RANKED=inputs.down is None,
+        **scan.tiles,
+        **scan.block("key_gradients"),
+    )
+    scan.vector_gradients(grad_keys, carries, grads.B, grads.B_bias)
+    scan.vector_gradients(grad_queries, carries, grads.C, grads.C_bias)
+    if grad_angles is not None and sums is not None:
+        scan.speed_gradients(grad_angles, sums, grads)
 
 
-def _given(inputs: WholeScanInputs) -> dict[str, Any]:
-    """The inputs, those with a row a step as they lie if their rows are whole, the rest contiguous."""
-    rows = ("x", "B", "C", "z")
-    return {
-        name: value if not isinstance(value, Tensor) else _whole_rows(value) if name in rows else value.contiguous()
-        for name, value in inputs._asdict().items()
-    }
+class _Scan:
+    """One scan's inputs as the kernels take them, and the launches that both passes share."""
+
+    def __init__(self, inputs: WholeScanInputs) -> None:
+        self.inputs, self.size = inputs, sizes(inputs)
+        rows = ("x", "B", "C", "z")
+        self.given: dict[str, Any] = {
+            name: value if not isinstance(value, Tensor) else _whole_rows(value) if name in rows else value.contiguous()
+            for name, value in inputs._asdict().items()
+        }
+        self.table = (inputs.cu_seqlens, _sequence_of_slot(inputs, self.size))
+        self.speed_heads = 1 if inputs.speeds is None else inputs.speeds.shape[2]
+        self.cut = {"STEPS": self.size.steps, "RANKS": power_of_two(self.size.rank), "HALF": self.size.half}
+        # The interpreter has no products in bfloat16.
+        self.tiles = {**self.cut, "PRECISION": "ieee" if interpreting() else _PRECISION[inputs.x.dtype]}
+        self.vectors = {**self.cut, "INTERLEAVED": inputs.interleaved, "FAST": not interpreting()}
+
+    def rows(self, name: str) -> tuple[Tensor | None, int]:
+        """An input with a row a step, and its stride."""
+        tensor = self.given[name]
+        return tensor, 0 if tensor is None else tensor.stride(1)
+
+    def block(self, kernel: str) -> dict[str, int]:
+        chosen = dict(CONFIGURATION[kernel])
+        chosen["BLOCK"] = min(chosen["BLOCK"], power_of_two(self.size.headdim, 16))
+        return chosen
+
+    def partial(self, grad: Tensor | None) -> Tensor | None:
+        """Room for the share that every chunk has in a gradient; a pack's unused slots have none."""
+        if grad is None:
+            return None
+        make = grad.new_empty if self.inputs.cu_seqlens is None else grad.new_zeros
+        return make(self.size.slots, *grad.shape)
+
+    def carry_turns(self, carries: Tensor) -> None:
+        """Fill the angles before every chunk."""
+        size = self.size
+        if not size.slots:
+            return
+        pairs = {"STEPS": size.steps, "PAIRS": power_of_two(size.pairs)}
+        speeds, steps = self.given["speeds"], self.given["steps"]
+        chunk_turns[(size.slots * size.heads,)](
+            speeds, steps, carries, *self.table, size.length, size.heads, self.speed_heads, size.pairs, **pairs
+        )
+        carry_turns[(size.sequences * size.heads,)](
+            carries,
+            self.given["initial_angle"],
+            self.inputs.cu_seqlens,
+            size.length,
+            size.heads,
+            size.pairs,
+            CHUNKS=32,
+            **pairs,
+        )
+
+    def keys_and_queries(self, carries: Tensor) -> tuple[Tensor, Tensor]:
+        """(slots, heads, rows, columns) each."""
+        size, given = self.size, self.given
+        shape = (size.slots, size.heads, self.cut["STEPS"] * self.cut["RANKS"], 2 * size.half)
+        dtype = mamba3_shapes.stored_dtype(self.inputs)
+        keys, queries = (self.inputs.x.new_empty(shape, dtype=dtype) for _ in range(2))
+        if size.slots:
+            keys_and_queries[(size.slots * size.heads,)](
+                *self.rows("B"),
+                *self.rows("C"),
+                given["B_bias"],
+                given["C_bias"],
+                given["speeds"],
+                given["steps"],
+                carries,
+                keys,
+                queries,
+                *self.table,
+                size.length,
+                size.heads,
+                size.groups,
+                size.rank,
+                size.state,
+                self.speed_heads,
+                size.pairs,
+                **self.vectors,
+                **CONFIGURATION["keys_and_queries"],
+            )
+        return keys, queries
+
+    def walk(
+        self, keys: Tensor, first: Tensor | None, last: Tensor | None, kept: Tensor, grad_y: Tensor | None
+    ) -> None:
+        """Walk forwards; with grad_y backwards."""
+        size, given = self.size, self.given
+        if size.sequences == 0:
+            return
+        reverse = grad_y is not None
+        block = self.block("walk")
+        programs = size.sequences * size.heads * triton.cdiv(size.headdim, block["BLOCK"])
+        chunks = triton.cdiv(size.length, size.steps)
+        segments = max(1, min(_PROGRAMS // programs, chunks // _LEAST_CHUNKS)) if programs else 1
+        segment_chunks = max(1, triton.cdiv(chunks, segments))
+        handed = decays = None
+        if segments > 1:
+            shape = (segments, size.sequences, size.heads)
+            handed = self.inputs.log_decay.new_empty(*shape, 2 * size.half, size.headdim)
+            decays = self.inputs.log_decay.new_empty(shape)
+
+        def run(summary: bool) -> None:
+            walk[(programs, segments)](
+                *((grad_y, _row_size(grad_y)) if grad_y is not None else self.rows("x")),
+                *(self.rows("z") if reverse else (None, 0)),
+                None if reverse else given["up"],
+                given["gate"] if reverse else None,
+                given["down"] if reverse else None,
+                keys,
+                given["log_decay"],
+                given["scale"],
+                None if handed is not None else first,
+                None if summary else last,
+                None if summary else kept,
+                handed,
+                decays,
+                self.inputs.cu_seqlens,
+                size.length,
+                segment_chunks,
+                size.heads,
+                size.headdim,
+                size.rank,
+                size.state,
+                REVERSE=reverse,
+                SUMMARY=summary,
+                RANKED=reverse and self.inputs.down is None,
+                INTERLEAVED=self.inputs.interleaved,
+                **self.tiles,
+                **block,
+            )
+
+        if programs == 0:
+            return
+        if handed is not None:
+            run(summary=True)
+            channels = min(16, power_of_two(size.headdim))
+            hand_on[(size.sequences * size.heads, triton.cdiv(size.headdim, channels))](
+                handed,
+                decays,
+                first,
+                segments,
+                size.sequences,
+                size.heads,
+                size.headdim,
+                size.state,
+                HALF=size.half,
+                CHANNELS=channels,
+                REVERSE=reverse,
+                INTERLEAVED=self.inputs.interleaved,
+            )
+        run(summary=False)
+
+    def vector_gradients(self, grads: Tensor, carries: Tensor, grad: Tensor | None, grad_bias: Tensor | None) -> None:
+        """Of B or C and its bias, from those of the keys or queries."""
+        assert grad is not None
+        size, share = self.size, self.size.heads // self.size.groups
+        heads_a_program = _divisor(share, MOST_HEADS["vector_gradients"], size.slots * size.heads // (4 * _PROGRAMS))
+        blocks = share // heads_a_program
+        parts = grad if blocks == 1 else self.inputs.log_decay.new_empty(blocks, *grad.shape)
+        bias_parts = self.partial(grad_bias)
+        vector_gradients[(size.slots * (size.heads // heads_a_program),)](
+            self.given["speeds"],
+            self.given["steps"],
+            carries,
+            grads,
+            parts,
+            bias_parts,
+            *self.table,
+            size.length,
+            size.rows,
+            heads_a_program,
+            size.heads,
+            size.groups,
+            size.rank,
+            size.state,
+            self.speed_heads,
+            size.pairs,
+            **self.vectors,
+            **CONFIGURATION["vector_gradients"],
+        )
+        if parts is not grad:
+            grad.copy_(parts.sum(0))
+        if bias_parts is not None:
+            torch.sum(bias_parts, 0, out=grad_bias)
+
+    def speed_gradients(self, grad_angles: Tensor, sums: Tensor, grads: WholeScanInputs) -> None:
+        """Of speeds, steps and initial angles."""
+        assert grads.speeds is not None
+        size = self.size
+        pairs = {"STEPS": size.steps, "PAIRS": power_of_two(size.pairs)}
+        later_sums[(size.sequences * size.heads,)](
+            sums, grads.initial_angle, self.inputs.cu_seqlens, size.length, size.heads, size.pairs, CHUNKS=32, **pairs
+        )
+        shared = self.speed_heads == 1
+        heads_a_program = _divisor(
+            size.heads, MOST_HEADS["speed_gradients"], size.slots * size.heads // (4 * _PROGRAMS)
+        )
+        blocks = size.heads // heads_a_program
+        parts = grads.speeds if not shared or blocks == 1 else grads.speeds.new_empty(blocks, *grads.speeds.shape)
+        speed_gradients[(size.slots * blocks,)](
+            grad_angles,
+            sums,
+            self.given["speeds"],
+            self.given["steps"],
+            parts,
+            grads.steps,
+            *self.table,
+            size.length,
+            size.rows,
+            size.heads,
+            self.speed_heads,
+            size.pairs,
+            heads_a_program,
+            SHARED=shared,
+            **pairs,
+        )
+        if parts is not grads.speeds:
+            torch.sum(parts, 0, out=grads.speeds)
 
 
 def _whole_rows(tensor: Tensor) -> Tensor:
     """(batch, length, ...) with each step's numbers side by side, and one stride from row to row of all batches."""
     batch, length = tensor.shape[:2]
-    inner, expected = tensor.stride()[2:], 1
-    for extent, stride in zip(reversed(tensor.shape[2:]), reversed(inner), strict=True):
+    expected = 1
+    for extent, stride in zip(reversed(tensor.shape[2:]), reversed(tensor.stride()[2:]), strict=True):
         if extent != 1 and stride != expected:
             return tensor.contiguous()
         expected *= extent
     if batch > 1 and tensor.stride(0) != length * tensor.stride(1):
         return tensor.contiguous()
     return tensor
-
-
-def _rows(given: Mapping[str, Any], name: str) -> tuple[Tensor | None, int]:
-    tensor = given[name]
-    return tensor, 0 if tensor is None else tensor.stride(1)
 
 
 def _sequence_of_slot(inputs: WholeScanInputs, size: Sizes) -> Tensor | None:
@@ -208,200 +392,9 @@ def _sequence_of_slot(inputs: WholeScanInputs, size: Sizes) -> Tensor | None:
     return (torch.searchsorted(first, slot, right=True) - 1).to(torch.int32)
 
 
-def _common(
-    inputs: WholeScanInputs, given: Mapping[str, Any], size: Sizes, angles: Tensor, carries: Tensor
-) -> dict[str, Any]:
-    turning = inputs.speeds is not None
-    return {"angles": angles if turning else None, "carries": carries if turning else None}
-
-
-def _shape_of_tiles(inputs: WholeScanInputs, size: Sizes) -> dict[str, Any]:
-    return {
-        "STEPS": size.steps,
-        "RANKS": power_of_two(size.rank),
-        "HALF": size.half,
-        "INTERLEAVED": inputs.interleaved,
-        "FAST": not interpreting(),
-        "PRECISION": "ieee" if interpreting() else _PRECISION[inputs.x.dtype],  # it has no products in bfloat16
-    }
-
-
-def _block(kernel: str, size: Sizes) -> dict[str, int]:
-    chosen = dict(CONFIGURATION[kernel])
-    chosen["BLOCK"] = min(chosen["BLOCK"], power_of_two(size.headdim, 16))
-    return chosen
-
-
-def _angles(
-    inputs: WholeScanInputs,
-    given: Mapping[str, Any],
-    size: Sizes,
-    table: Tensor | None,
-    angles: Tensor,
-    carries: Tensor,
-) -> None:
-    constants = {"STEPS": size.steps, "PAIRS": power_of_two(size.pairs)}
-    if size.slots:
-        local_angles[(size.slots * size.heads,)](
-            given["speeds"],
-            given["steps"],
-            angles,
-            carries,
-            inputs.cu_seqlens,
-            table,
-            size.length,
-            size.heads,
-            given["speeds"].shape[2],
-            size.pairs,
-            **constants,
-        )
-        _carry(inputs, size, carries, given["initial_angle"], None, False)
-
-
-def _carry(
-    inputs: WholeScanInputs, size: Sizes, sums: Tensor, first: Tensor | None, last: Tensor | None, reverse: bool
-) -> None:
-    carried_angles[(size.sequences * size.heads,)](
-        sums,
-        first,
-        last,
-        inputs.cu_seqlens,
-        size.length,
-        size.heads,
-        size.pairs,
-        STEPS=size.steps,
-        PAIRS=power_of_two(size.pairs),
-        CHUNKS=32,
-        REVERSE=reverse,
-    )
-
-
-def _angle_gradients(
-    inputs: WholeScanInputs,
-    given: Mapping[str, Any],
-    size: Sizes,
-    table: Tensor | None,
-    grad_angles: Tensor | None,
-    sums: Tensor | None,
-    grads: WholeScanInputs,
-) -> None:
-    assert grads.speeds is not None
-    assert sums is not None
-    _carry(inputs, size, sums, None, grads.initial_angle, True)
-    speed_heads = grads.speeds.shape[2]
-    shared = speed_heads == 1
-    heads_a_program = _divisor(size.heads, 8, size.slots * size.heads // _PROGRAMS)
-    blocks = size.heads // heads_a_program
-    parts = grads.speeds if not shared or blocks == 1 else grads.speeds.new_empty(blocks, *grads.speeds.shape)
-    speed_gradients[(size.slots * blocks,)](
-        grad_angles,
-        sums,
-        given["speeds"],
-        given["steps"],
-        parts,
-        grads.steps,
-        inputs.cu_seqlens,
-        table,
-        size.length,
-        size.rows,
-        size.heads,
-        speed_heads,
-        size.pairs,
-        heads_a_program,
-        STEPS=size.steps,
-        PAIRS=power_of_two(size.pairs),
-        SHARED=shared,
-    )
-    if parts is not grads.speeds:
-        torch.sum(parts, 0, out=grads.speeds)
-
-
-def _walk(
-    inputs: WholeScanInputs,
-    given: Mapping[str, Any],
-    size: Sizes,
-    common: Mapping[str, Any],
-    first: Tensor | None,
-    last: Tensor | None,
-    kept_states: Tensor,
-    grad_y: Tensor | None,
-) -> None:
-    """Walk forwards; with grad_y backwards."""
-    if size.sequences == 0:
-        return
-    reverse = grad_y is not None
-    block = _block("walk", size)
-    programs = size.sequences * size.heads * triton.cdiv(size.headdim, block["BLOCK"])
-    chunks = triton.cdiv(size.length, size.steps)
-    segments = max(1, min(_PROGRAMS // programs, chunks // _LEAST_CHUNKS))
-    segment_chunks = max(1, triton.cdiv(chunks, segments))
-    handed = decays = None
-    if segments > 1:
-        shape = (segments, size.sequences, size.heads)
-        handed = inputs.log_decay.new_empty(*shape, size.headdim, 2 * size.half)
-        decays = inputs.log_decay.new_empty(shape)
-
-    def run(summary: bool) -> None:
-        walk[(programs, segments)](
-            *((grad_y, _row_size(grad_y)) if grad_y is not None else _rows(given, "x")),
-            *(_rows(given, "z") if reverse else (None, 0)),
-            None if reverse else given["up"],
-            given["gate"] if reverse else None,
-            given["down"] if reverse else None,
-            *_rows(given, "C" if reverse else "B"),
-            given["C_bias" if reverse else "B_bias"],
-            common["angles"],
-            common["carries"],
-            given["log_decay"],
-            given["scale"],
-            None if handed is not None else first,
-            None if summary else last,
-            None if summary else kept_states,
-            handed,
-            decays,
-            inputs.cu_seqlens,
-            size.length,
-            segment_chunks,
-            size.heads,
-            size.headdim,
-            size.groups,
-            size.rank,
-            size.state,
-            size.pairs,
-            REVERSE=reverse,
-            SUMMARY=summary,
-            RANKED=reverse and inputs.down is None,
-            **_shape_of_tiles(inputs, size),
-            **block,
-        )
-
-    if handed is not None:
-        run(summary=True)
-        channels = min(16, power_of_two(size.headdim))
-        hand_on[(size.sequences * size.heads, triton.cdiv(size.headdim, channels))](
-            handed,
-            decays,
-            first,
-            segments,
-            size.sequences,
-            size.heads,
-            size.headdim,
-            size.state,
-            HALF=size.half,
-            CHANNELS=channels,
-            REVERSE=reverse,
-            INTERLEAVED=inputs.interleaved,
-        )
-    run(summary=False)
-
-
 def _row_size(tensor: Tensor) -> int:
     """Numbers of one step."""
     return math.prod(tensor.shape[2:])
-
-
-def _present(*tensors: Tensor | None) -> list[Tensor]:
-    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _divisor(number: int, most: int, filling: int) -> int:

@@ -4,6 +4,8 @@ A chunk is STEPS steps of a sequence, and a row of its tiles one of RANKS inputs
 up to a power of two; rows without an input are zero). Vectors of the state come as two tiles, the first and the second
 coordinates of the pairs that turn together, so that turning them mixes no columns and q . k is a sum of two products.
 
+An angle is the sum of a sequence's turns, held as a 32-bit fraction of a turn: such sums are exact in any order.
+
 Sums of log decays are taken in float64 and held as two float32 numbers, so that a step of strong decay leaves the
 differences of all later ones exact.
 """
@@ -29,15 +31,6 @@ def operand(a, PRECISION: tl.constexpr):
     """`a` as a product takes it."""
     if PRECISION == "bf16":
         return a.to(tl.bfloat16)
-    else:
-        return a
-
-
-@triton.jit
-def settled(a, FAST: tl.constexpr):
-    """`a`, computed once: what stands before is not repeated for every product that takes it in another layout."""
-    if FAST and a.dtype == tl.bfloat16:
-        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [a], dtype=tl.bfloat16, is_pure=False, pack=2)
     else:
         return a
 
@@ -140,17 +133,41 @@ def biased(
 
 
 @triton.jit
-def cos_sin(angles, carries, rows, present, slot, head, heads, pairs, HALF: tl.constexpr, FAST: tl.constexpr):
-    """cos and sin of the angle of every row and pair, (ROWS, HALF); 1 and 0 for pairs that don't turn."""
-    columns = tl.arange(0, HALF)
-    turning = columns < pairs
-    local = tl.load(
-        angles + ((rows * heads + head) * pairs)[:, None] + columns[None, :],
-        mask=present[:, None] & turning[None, :],
-        other=0.0,
-    )
-    before = tl.load(carries + (slot * heads + head) * pairs + columns, mask=turning, other=0.0)
-    angle = local + before[None, :].to(tl.float32)
+def fixed(angle):
+    """An angle as a 32-bit fraction of a whole turn: sums of these leave whole turns out and are exact."""
+    turns = angle * 0.15915494309189535
+    return ((turns - tl.floor(turns + 0.5)) * 4294967296.0).to(tl.int32)
+
+
+@triton.jit
+def turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, pairs, COLUMNS: tl.constexpr):
+    """How far each step turns every pair, (rows, COLUMNS), as fractions of a turn."""
+    columns = tl.arange(0, COLUMNS)
+    at = ((rows * speed_heads + head % speed_heads) * pairs)[:, None] + columns[None, :]
+    speed = tl.load(speeds + at, mask=counted[:, None] & (columns < pairs)[None, :], other=0.0)
+    return fixed(speed * tl.load(steps + rows * heads + head, mask=counted, other=0.0)[:, None])
+
+
+@triton.jit
+def cos_sin(
+    speeds,
+    steps,
+    carries,
+    rows,
+    counted,
+    slot,
+    head,
+    heads,
+    speed_heads,
+    pairs,
+    COLUMNS: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """cos and sin of the angle of every row and pair, (rows, COLUMNS); 1 and 0 for pairs that don't turn."""
+    columns = tl.arange(0, COLUMNS)
+    local = tl.cumsum(turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, pairs, COLUMNS), 0)
+    before = tl.load(carries + (slot * heads + head) * pairs + columns, mask=columns < pairs, other=0)
+    angle = (local + before[None, :]).to(tl.int32).to(tl.float32) * 1.4629180792671596e-09
     if FAST:
         return libdevice.fast_cosf(angle), libdevice.fast_sinf(angle)
     else:

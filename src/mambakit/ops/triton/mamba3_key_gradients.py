@@ -13,17 +13,12 @@ import triton
 import triton.language as tl
 
 from mambakit.ops.triton.mamba3_chunk import (
-    biased,
-    cos_sin,
     find_chunk,
     operand,
     over_ranks,
     over_ranks_of_rows,
     product,
-    settled,
-    store_halves,
     sums_of_log_decay,
-    turn,
 )
 from mambakit.ops.triton.mamba3_walk import gated_gradient
 
@@ -32,10 +27,8 @@ from mambakit.ops.triton.mamba3_walk import gated_gradient
 def key_gradients(
     x,
     x_stride,
-    B,
-    B_stride,
-    C,
-    C_stride,
+    keys,
+    queries,
     z,
     z_stride,
     grad_y,
@@ -43,47 +36,34 @@ def key_gradients(
     up,
     gate,
     down,
-    B_bias,
-    C_bias,
-    angles,
-    carries,
     log_decay,
     scale,
     own,
     kept,
     kept_grads,
-    grad_B,  # (heads of a group, rows, rank, groups, state), as grad_C
-    grad_C,
+    grad_keys,  # (slots, heads, rows, columns), as grad_queries
+    grad_queries,
     grad_log_decay,
     grad_scale,
     grad_own,
-    grad_B_bias,  # (slots, heads, rank, state), as grad_C_bias
-    grad_C_bias,
-    grad_angles,  # (rows, heads, pairs)
+    grad_angles,  # (rows, heads, pairs) or None
     sums,  # (slots, heads, pairs) in float64: of grad_angles over each chunk
     bounds,
     sequence_of_slot,
     length,
-    rows_in_all,
     heads,
     headdim,
-    groups,
     rank,
-    state,
     pairs,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
     RANKED: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     ROWS: tl.constexpr = STEPS * RANKS
     slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
-    share = heads // groups
-    group = head // share
     _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
     if start >= end:  # a slot that no sequence of the pack has
         return
@@ -113,7 +93,7 @@ def key_gradients(
         channels = first_channel + tl.arange(0, BLOCK)
         inside = channels < headdim
         mask = present[:, None] & inside[None, :]
-        at = (((slot * heads + head) * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
+        at_state = ((slot * heads + head) * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
         v = tl.load(x + (rows * x_stride + head * headdim)[:, None] + channels[None, :], mask, other=0.0)
         if up is not None:
             at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
@@ -121,30 +101,24 @@ def key_gradients(
         dout = gated_gradient(
             grad_y, y_stride, z, z_stride, gate, down, rows, ranks, channels, head, heads, headdim, rank, mask, RANKED
         )
-        dmixed += product(settled(operand(dout, PRECISION), FAST), tl.trans(v), PRECISION)
-        weighted = settled(operand(dout * from_start[:, None], PRECISION), FAST)
-        s1 = tl.load(kept + at, inside[:, None], other=0.0)
-        s2 = tl.load(kept + at + HALF, inside[:, None], other=0.0)
-        dq1 += product(weighted, s1, PRECISION)
-        dq2 += product(weighted, s2, PRECISION)
-        ds1 = tl.load(kept_grads + at, inside[:, None], other=0.0)
-        ds2 = tl.load(kept_grads + at + HALF, inside[:, None], other=0.0)
-        of_total += tl.sum(s1.to(tl.float32) * ds1.to(tl.float32) + s2.to(tl.float32) * ds2.to(tl.float32))
-        dk1 += product(v, ds1, PRECISION)
-        dk2 += product(v, ds2, PRECISION)
+        dmixed += product(dout, tl.trans(v), PRECISION)
+        weighted = operand(dout * from_start[:, None], PRECISION)
+        before1 = tl.load(kept + at_state, inside[None, :], other=0.0)
+        before2 = tl.load(kept + at_state + HALF * headdim, inside[None, :], other=0.0)
+        dq1 += product(weighted, tl.trans(before1), PRECISION)
+        dq2 += product(weighted, tl.trans(before2), PRECISION)
+        later1 = tl.load(kept_grads + at_state, inside[None, :], other=0.0)
+        later2 = tl.load(kept_grads + at_state + HALF * headdim, inside[None, :], other=0.0)
+        dk1 += product(v, tl.trans(later1), PRECISION)
+        dk2 += product(v, tl.trans(later2), PRECISION)
+        of_total += tl.sum(before1.to(tl.float32) * later1.to(tl.float32))
+        of_total += tl.sum(before2.to(tl.float32) * later2.to(tl.float32))
 
-    q1, q2 = biased(
-        C, C_bias, rows, C_stride, ranks, present, head, group, groups, rank, state, ROWS, HALF, INTERLEAVED
-    )
-    k1, k2 = biased(
-        B, B_bias, rows, B_stride, ranks, present, head, group, groups, rank, state, ROWS, HALF, INTERLEAVED
-    )
-    if angles is not None:
-        cos, sin = cos_sin(angles, carries, rows, present, slot, head, heads, pairs, HALF, FAST)
-        q1, q2 = turn(q1, q2, cos, sin)
-        k1, k2 = turn(k1, k2, cos, sin)
-    q1, q2 = settled(operand(q1, PRECISION), FAST), settled(operand(q2, PRECISION), FAST)
-    k1, k2 = settled(operand(k1, PRECISION), FAST), settled(operand(k2, PRECISION), FAST)
+    at = (((slot * heads + head) * ROWS + index) * (2 * HALF))[:, None] + columns[None, :]
+    q1 = tl.load(queries + at)
+    q2 = tl.load(queries + at + HALF)
+    k1 = tl.load(keys + at)
+    k2 = tl.load(keys + at + HALF)
     scores = product(q1, tl.trans(k1), PRECISION) + product(q2, tl.trans(k2), PRECISION)
     between = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
     decay = tl.exp(tl.where(below, between, float("-inf")))
@@ -156,20 +130,11 @@ def key_gradients(
     dk2 = dk2 * tail[:, None] + product(tl.trans(dscores), q2, PRECISION)
     dq1 += product(dscores, k1, PRECISION)
     dq2 += product(dscores, k2, PRECISION)
-
-    dweights = dmixed * scores
-    at_step = step_rows * heads + head
-    downs = tl.sum(tl.where(same, dweights, 0.0), 1)
-    tl.store(grad_own + at_step, over_ranks_of_rows(downs, STEPS, RANKS), step_present)
-    dscales = tl.sum(dweights * decay, 0) + to_end * of_tail
-    tl.store(grad_scale + at_step, over_ranks_of_rows(dscales, STEPS, RANKS), step_present)
-    later = operand((step[:, None] <= step[None, :]).to(tl.float32), PRECISION)
-    spanning = product(later, tl.where(below, dweights * weights, 0.0), PRECISION)
-    spanning = tl.where(below, spanning + (tail * of_tail)[None, :], of_start[None, :])
-    ddecays = tl.sum(spanning, 1) + tl.exp(total) * of_total
-    tl.store(grad_log_decay + rows * heads + head, ddecays, (rows < end) & (ranks == 0))
-
-    if angles is not None:
+    tl.store(grad_keys + at, dk1.to(grad_keys.dtype.element_ty))
+    tl.store(grad_keys + at + HALF, dk2.to(grad_keys.dtype.element_ty))
+    tl.store(grad_queries + at, dq1.to(grad_queries.dtype.element_ty))
+    tl.store(grad_queries + at + HALF, dq2.to(grad_queries.dtype.element_ty))
+    if grad_angles is not None:
         dangles = dk2 * k1.to(tl.float32) - dk1 * k2.to(tl.float32)
         dangles += dq2 * q1.to(tl.float32) - dq1 * q2.to(tl.float32)
         dangles = over_ranks(dangles, STEPS, RANKS, HALF)
@@ -180,36 +145,15 @@ def key_gradients(
             step_present[:, None] & turning[None, :],
         )
         tl.store(sums + (slot * heads + head) * pairs + columns, tl.sum(dangles, 0).to(tl.float64), mask=turning)
-        # Formed again: they would take up registers all the way.
-        cos, sin = cos_sin(angles, carries, rows, present, slot, head, heads, pairs, HALF, FAST)
-        dk1, dk2 = turn(dk1, dk2, cos, -sin)
-        dq1, dq2 = turn(dq1, dq2, cos, -sin)
-    if B_bias is not None:
-        _store_bias(grad_B_bias, dk1, dk2, slot, head, heads, rank, state, STEPS, RANKS, HALF, INTERLEAVED)
-    if C_bias is not None:
-        _store_bias(grad_C_bias, dq1, dq2, slot, head, heads, rank, state, STEPS, RANKS, HALF, INTERLEAVED)
-    at_vector = ((((head % share) * rows_in_all + rows) * rank + ranks) * groups + group) * state
-    store_halves(grad_B, at_vector, dk1, dk2, present, state, ROWS, HALF, INTERLEAVED)
-    store_halves(grad_C, at_vector, dq1, dq2, present, state, ROWS, HALF, INTERLEAVED)
 
-
-@triton.jit
-def _store_bias(
-    pointer,
-    first,
-    second,
-    slot,
-    head,
-    heads,
-    rank,
-    state,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
-    ranks = tl.arange(0, RANKS)
-    first = tl.sum(tl.reshape(first, (STEPS, RANKS, HALF)), 0)
-    second = tl.sum(tl.reshape(second, (STEPS, RANKS, HALF)), 0)
-    offsets = ((slot * heads + head) * rank + ranks) * state
-    store_halves(pointer, offsets, first, second, ranks < rank, state, RANKS, HALF, INTERLEAVED)
+    dweights = dmixed * scores
+    at_step = step_rows * heads + head
+    downs = tl.sum(tl.where(same, dweights, 0.0), 1)
+    tl.store(grad_own + at_step, over_ranks_of_rows(downs, STEPS, RANKS), step_present)
+    dscales = tl.sum(dweights * decay, 0) + to_end * of_tail
+    tl.store(grad_scale + at_step, over_ranks_of_rows(dscales, STEPS, RANKS), step_present)
+    triangle = operand((step[:, None] <= step[None, :]).to(tl.float32), PRECISION)
+    spanning = product(triangle, tl.where(below, dweights * weights, 0.0), PRECISION)
+    spanning = tl.where(below, spanning + (tail * of_tail)[None, :], of_start[None, :])
+    ddecays = tl.sum(spanning, 1) + tl.exp(total) * of_total
+    tl.store(grad_log_decay + rows * heads + head, ddecays, (rows < end) & (ranks == 0))

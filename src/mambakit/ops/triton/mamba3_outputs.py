@@ -7,16 +7,11 @@ import triton
 import triton.language as tl
 
 from mambakit.ops.triton.mamba3_chunk import (
-    biased,
-    cos_sin,
     find_chunk,
-    operand,
     over_ranks,
     product,
-    settled,
     silu_and_slope,
     sums_of_log_decay,
-    turn,
 )
 
 
@@ -24,20 +19,14 @@ from mambakit.ops.triton.mamba3_chunk import (
 def outputs(
     x,
     x_stride,
-    B,
-    B_stride,
-    C,
-    C_stride,
+    keys,
+    queries,
     z,
     z_stride,
     up,
     gate,
     down,
     D,
-    B_bias,
-    C_bias,
-    angles,
-    carries,
     log_decay,
     scale,
     own,
@@ -48,22 +37,16 @@ def outputs(
     length,
     heads,
     headdim,
-    groups,
     rank,
-    state,
-    pairs,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     ROWS: tl.constexpr = STEPS * RANKS
     slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
     channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    group = head // (heads // groups)
     _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
     if start >= end:  # a slot that no sequence of the pack has
         return
@@ -73,29 +56,15 @@ def outputs(
     present = (rows < end) & (ranks < rank)
     inside = channels < headdim
     mask = present[:, None] & inside[None, :]
-    columns = tl.arange(0, HALF)
+    columns = tl.arange(0, 2 * HALF)
 
     high, low, _, _ = sums_of_log_decay(log_decay, rows, (rows < end) & (ranks == 0), head, heads)
-    q1, q2 = biased(
-        C, C_bias, rows, C_stride, ranks, present, head, group, groups, rank, state, ROWS, HALF, INTERLEAVED
-    )
-    k1, k2 = biased(
-        B, B_bias, rows, B_stride, ranks, present, head, group, groups, rank, state, ROWS, HALF, INTERLEAVED
-    )
-    if angles is not None:
-        cos, sin = cos_sin(angles, carries, rows, present, slot, head, heads, pairs, HALF, FAST)
-        q1, q2 = turn(q1, q2, cos, sin)
-        k1, k2 = turn(k1, k2, cos, sin)
-    q1, q2 = settled(operand(q1, PRECISION), FAST), settled(operand(q2, PRECISION), FAST)
-    k1, k2 = settled(operand(k1, PRECISION), FAST), settled(operand(k2, PRECISION), FAST)
-
-    at = kept + (((slot * heads + head) * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
-    s1 = tl.load(at, inside[:, None], other=0.0)
-    s2 = tl.load(at + HALF, inside[:, None], other=0.0)
-    out = product(q1, tl.trans(s1), PRECISION) + product(q2, tl.trans(s2), PRECISION)
-    out *= tl.exp(high)[:, None]
-
-    scores = product(q1, tl.trans(k1), PRECISION) + product(q2, tl.trans(k2), PRECISION)
+    at = (((slot * heads + head) * ROWS + index) * (2 * HALF))[:, None] + columns[None, :]
+    q = tl.load(queries + at)
+    k = tl.load(keys + at)
+    at = ((slot * heads + head) * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
+    out = product(q, tl.load(kept + at, inside[None, :], other=0.0), PRECISION) * tl.exp(high)[:, None]
+    scores = product(q, tl.trans(k), PRECISION)
     below = step[:, None] > step[None, :]
     between = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
     scales = tl.load(scale + rows * heads + head, present, other=0.0)

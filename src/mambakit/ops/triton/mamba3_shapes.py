@@ -66,15 +66,18 @@ def _slots(batch: int, length: int, steps: int, cu_seqlens: Tensor | None) -> in
     return length // steps + sequence_count(batch, cu_seqlens)
 
 
-def kept(inputs: WholeScanInputs, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """States before every chunk, angles within chunks and the sums before them, unfilled; empty without `keep`."""
-    size, wide = sizes(inputs), inputs.log_decay
-    count, turning = (size.slots if keep else 0), inputs.speeds is not None
-    dtype = torch.bfloat16 if inputs.x.dtype == torch.bfloat16 else wide.dtype
+def stored_dtype(inputs: WholeScanInputs) -> torch.dtype:
+    """Of states, keys and queries in memory: that in which products take them."""
+    return torch.bfloat16 if inputs.x.dtype == torch.bfloat16 else inputs.log_decay.dtype
+
+
+def kept(inputs: WholeScanInputs, keep: bool) -> tuple[Tensor, Tensor]:
+    """States and angles before every chunk, unfilled; empty without `keep`."""
+    size = sizes(inputs)
+    count = size.slots if keep else 0
     return (
-        wide.new_empty(count, size.heads, size.headdim, 2 * size.half, dtype=dtype),
-        wide.new_empty(size.rows if keep and turning else 0, size.heads, size.pairs),
-        wide.new_empty(count if turning else 0, size.heads, size.pairs, dtype=torch.float64),
+        inputs.x.new_empty(count, size.heads, 2 * size.half, size.headdim, dtype=stored_dtype(inputs)),
+        inputs.x.new_empty(count, size.heads, size.pairs, dtype=torch.int32),
     )
 
 

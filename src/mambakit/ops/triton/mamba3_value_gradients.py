@@ -12,17 +12,13 @@ import triton
 import triton.language as tl
 
 from mambakit.ops.triton.mamba3_chunk import (
-    biased,
-    cos_sin,
     find_chunk,
     operand,
     over_ranks,
     product,
-    settled,
     silu_and_slope,
     store_over_steps,
     sums_of_log_decay,
-    turn,
 )
 
 
@@ -30,10 +26,8 @@ from mambakit.ops.triton.mamba3_chunk import (
 def value_gradients(
     x,
     x_stride,
-    B,
-    B_stride,
-    C,
-    C_stride,
+    keys,
+    queries,
     z,
     z_stride,
     grad_y,
@@ -42,10 +36,6 @@ def value_gradients(
     gate,
     down,
     D,
-    B_bias,
-    C_bias,
-    angles,
-    carries,
     log_decay,
     scale,
     own,
@@ -60,27 +50,19 @@ def value_gradients(
     bounds,
     sequence_of_slot,
     length,
-    rows_in_all,
     heads,
     headdim,
-    groups,
     rank,
-    state,
-    pairs,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
     RANKED: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     ROWS: tl.constexpr = STEPS * RANKS
     GATED: tl.constexpr = (z is not None) or (down is not None)
     slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
-    share = heads // groups
-    group = head // share
     _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
     if start >= end:  # a slot that no sequence of the pack has
         return
@@ -90,37 +72,28 @@ def value_gradients(
     present = (rows < end) & (ranks < rank)
     step_rows = start + tl.arange(0, STEPS)
     step_present = step_rows < end
-    columns = tl.arange(0, HALF)
+    columns = tl.arange(0, 2 * HALF)
     below = step[:, None] > step[None, :]
     same = step[:, None] == step[None, :]
     high, low, after, _ = sums_of_log_decay(log_decay, rows, (rows < end) & (ranks == 0), head, heads)
     scales = tl.load(scale + rows * heads + head, present, other=0.0)
     owns = tl.load(own + rows * heads + head, present, other=0.0)
     tail = tl.exp(after) * scales
-    q1, q2 = biased(
-        C, C_bias, rows, C_stride, ranks, present, head, group, groups, rank, state, ROWS, HALF, INTERLEAVED
-    )
-    k1, k2 = biased(
-        B, B_bias, rows, B_stride, ranks, present, head, group, groups, rank, state, ROWS, HALF, INTERLEAVED
-    )
-    if angles is not None:
-        cos, sin = cos_sin(angles, carries, rows, present, slot, head, heads, pairs, HALF, FAST)
-        q1, q2 = turn(q1, q2, cos, sin)
-        k1, k2 = turn(k1, k2, cos, sin)
-    q1, q2 = settled(operand(q1, PRECISION), FAST), settled(operand(q2, PRECISION), FAST)
-    k1, k2 = settled(operand(k1, PRECISION), FAST), settled(operand(k2, PRECISION), FAST)
-    scores = product(q1, tl.trans(k1), PRECISION) + product(q2, tl.trans(k2), PRECISION)
+    at = (((slot * heads + head) * ROWS + index) * (2 * HALF))[:, None] + columns[None, :]
+    q = tl.load(queries + at)
+    k = tl.load(keys + at)
+    scores = product(q, tl.trans(k), PRECISION)
     between = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
     decay = tl.exp(tl.where(below, between, float("-inf")))
     weights = tl.where(same, owns[:, None], decay * scales[None, :])
-    mixed = settled(operand(scores * weights, PRECISION), FAST)
+    mixed = operand(scores * weights, PRECISION)
 
     for first_channel in range(0, headdim, BLOCK):
         channels = first_channel + tl.arange(0, BLOCK)
         inside = channels < headdim
         mask = present[:, None] & inside[None, :]
         at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
-        at = (((slot * heads + head) * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
+        at_state = ((slot * heads + head) * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
         x_rows = tl.load(x + (rows * x_stride + head * headdim)[:, None] + channels[None, :], mask, other=0.0)
         v = x_rows
         if up is not None:
@@ -133,9 +106,7 @@ def value_gradients(
         if D is not None:
             skip = tl.load(D + head * headdim + channels, inside, other=0.0)
         if GATED:
-            s1 = tl.load(kept + at, inside[:, None], other=0.0)
-            s2 = tl.load(kept + at + HALF, inside[:, None], other=0.0)
-            out = product(q1, tl.trans(s1), PRECISION) + product(q2, tl.trans(s2), PRECISION)
+            out = product(q, tl.load(kept + at_state, inside[None, :], other=0.0), PRECISION)
             out = out * tl.exp(high)[:, None] + product(mixed, v, PRECISION)
             if D is not None:
                 out += skip[None, :] * v.to(tl.float32)
@@ -194,9 +165,7 @@ def value_gradients(
                 mask=inside,
             )
         douts = operand(dout, PRECISION)
-        ds1 = tl.load(kept_grads + at, inside[:, None], other=0.0)
-        ds2 = tl.load(kept_grads + at + HALF, inside[:, None], other=0.0)
-        dv = product(k1, tl.trans(ds1), PRECISION) + product(k2, tl.trans(ds2), PRECISION)
+        dv = product(k, tl.load(kept_grads + at_state, inside[None, :], other=0.0), PRECISION)
         dv = dv * tail[:, None] + product(tl.trans(mixed), douts, PRECISION)
         if D is not None:
             dv += skip[None, :] * dout

@@ -13,13 +13,10 @@ import triton
 import triton.language as tl
 
 from mambakit.ops.triton.mamba3_chunk import (
-    biased,
-    cos_sin,
     find_sequence,
     product,
     silu_and_slope,
     sums_of_log_decay,
-    turn,
 )
 
 
@@ -68,27 +65,21 @@ def walk(
     up,
     gate,
     down,
-    vectors,  # B, or C with REVERSE
-    vector_stride,
-    bias,
-    angles,
-    carries,
+    keys,  # (slots, heads, rows, columns); queries with REVERSE
     log_decay,
     scale,
     first,  # (sequences, heads, headdim, state) or None
     last,
-    kept,  # (slots, heads, headdim, 2 HALF) or None
-    handed,  # (segments, sequences, heads, headdim, 2 HALF) or None
+    kept,  # (slots, heads, 2 HALF, headdim) or None
+    handed,  # (segments, sequences, heads, 2 HALF, headdim) or None
     decays,  # (segments, sequences, heads): the sum of log decays of each segment
     bounds,
     length,
     segment_chunks,
     heads,
     headdim,
-    groups,
     rank,
     state,
-    pairs,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
@@ -97,7 +88,6 @@ def walk(
     SUMMARY: tl.constexpr,
     RANKED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
-    FAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     ROWS: tl.constexpr = STEPS * RANKS
@@ -105,7 +95,6 @@ def walk(
     segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads
     channels = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     sequence = (tl.program_id(0) // blocks // heads).to(tl.int64)
-    group = head // (heads // groups)
     begin, end, first_slot = find_sequence(sequence, bounds, length, STEPS)
     chunks = tl.cdiv(end - begin, STEPS).to(tl.int32)
     from_chunk = tl.minimum(segment * segment_chunks, chunks)
@@ -113,37 +102,30 @@ def walk(
     index = tl.arange(0, ROWS)
     ranks = index % RANKS
     inside = channels < headdim
-    columns = tl.arange(0, HALF)
+    columns = tl.arange(0, 2 * HALF)
     at_head = (sequence * heads + head) * headdim + channels
     at_handed = (segment * (tl.num_programs(0) // blocks // heads) + sequence) * heads + head
 
-    first_half = tl.zeros((BLOCK, HALF), tl.float32)
-    second_half = tl.zeros((BLOCK, HALF), tl.float32)
-    if INTERLEAVED:
-        first_columns, second_columns = 2 * columns, 2 * columns + 1
-        first_mask = inside[:, None] & (first_columns < state)[None, :]
-    else:
-        first_columns, second_columns = columns, columns + state // 2
-        first_mask = inside[:, None] & (columns < state // 2)[None, :]
-    second_mask = inside[:, None] & (second_columns < state)[None, :]
-    at_first = (at_head * state)[:, None] + first_columns[None, :]
-    at_second = (at_head * state)[:, None] + second_columns[None, :]
+    carried = tl.zeros((2 * HALF, BLOCK), tl.float32)
+    source, there = place_of_columns(state, HALF, INTERLEAVED)
+    at_state = (at_head * state)[None, :] + source[:, None]
+    state_mask = there[:, None] & inside[None, :]
     if not SUMMARY:
         if handed is not None:
-            at = handed + ((at_handed * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
-            first_half += tl.load(at, inside[:, None], other=0.0)
-            second_half += tl.load(at + HALF, inside[:, None], other=0.0)
+            carried += tl.load(
+                handed + (at_handed * (2 * HALF) + columns)[:, None] * headdim + channels[None, :],
+                inside[None, :],
+                other=0.0,
+            )
         elif first is not None:
-            first_half += tl.load(first + at_first, first_mask, other=0.0)
-            second_half += tl.load(first + at_second, second_mask, other=0.0)
+            carried += tl.load(first + at_state, state_mask, other=0.0)
     sum_of_decays = 0.0
     for count in range(from_chunk, to_chunk):
         chunk = from_chunk + to_chunk - 1 - count if REVERSE else count
         slot = first_slot + chunk
         if kept is not None:
-            at = kept + (((slot * heads + head) * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
-            tl.store(at, first_half.to(kept.dtype.element_ty), inside[:, None])
-            tl.store(at + HALF, second_half.to(kept.dtype.element_ty), inside[:, None])
+            at = ((slot * heads + head) * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
+            tl.store(kept + at, carried.to(kept.dtype.element_ty), inside[None, :])
         rows = begin + chunk * STEPS + index // RANKS
         present = (rows < end) & (ranks < rank)
         mask = present[:, None] & inside[None, :]
@@ -160,45 +142,35 @@ def walk(
                 at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
                 values *= tl.load(up + at_weight, mask, other=0.0)
             weights = tl.exp(after) * tl.load(scale + rows * heads + head, present, other=0.0)
-        weighted = tl.trans(values * weights[:, None])
-        one, two = biased(
-            vectors,
-            bias,
-            rows,
-            vector_stride,
-            ranks,
-            present,
-            head,
-            group,
-            groups,
-            rank,
-            state,
-            ROWS,
-            HALF,
-            INTERLEAVED,
-        )
-        if angles is not None:
-            cos, sin = cos_sin(angles, carries, rows, present, slot, head, heads, pairs, HALF, FAST)
-            one, two = turn(one, two, cos, sin)
-        decay = tl.exp(total)
-        first_half = first_half * decay + product(weighted, one, PRECISION)
-        second_half = second_half * decay + product(weighted, two, PRECISION)
+        key = tl.load(keys + (((slot * heads + head) * ROWS + index) * (2 * HALF))[:, None] + columns[None, :])
+        carried = carried * tl.exp(total) + product(tl.trans(key), values * weights[:, None], PRECISION)
         sum_of_decays += total
     if SUMMARY:
-        at = handed + ((at_handed * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
-        tl.store(at, first_half, inside[:, None])
-        tl.store(at + HALF, second_half, inside[:, None])
+        at = (at_handed * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
+        tl.store(handed + at, carried, inside[None, :])
         tl.store(decays + at_handed, sum_of_decays)
     elif last is not None:
         ends = from_chunk == 0 if REVERSE else to_chunk == chunks
         ends = ends & ((from_chunk < to_chunk) | ((chunks == 0) & (segment == 0)))
-        tl.store(last + at_first, first_half, first_mask & ends)
-        tl.store(last + at_second, second_half, second_mask & ends)
+        tl.store(last + at_state, carried, state_mask & ends)
+
+
+@triton.jit
+def place_of_columns(state, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Which coordinate of the state each column holds, and whether there is one."""
+    columns = tl.arange(0, 2 * HALF)
+    if INTERLEAVED:
+        source = tl.where(columns < HALF, 2 * columns, 2 * (columns - HALF) + 1)
+        there = source < state
+    else:
+        source = tl.where(columns < HALF, columns, columns - HALF + state // 2)
+        there = tl.where(columns < HALF, columns < state // 2, source < state)
+    return source, there
 
 
 @triton.jit(do_not_specialize=["segments"])
 def hand_on(
-    handed,  # (segments, sequences, heads, headdim, 2 HALF): what each segment adds, replaced by its first state
+    handed,  # (segments, sequences, heads, 2 HALF, headdim): what each segment adds, replaced by its first state
     decays,
     first,
     segments,
@@ -214,21 +186,16 @@ def hand_on(
     at_sequence = tl.program_id(0).to(tl.int64)  # sequence * heads + head
     channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     columns = tl.arange(0, 2 * HALF)
-    inside = (channels < headdim)[:, None] & (columns >= 0)[None, :]
-    carry = tl.zeros((CHANNELS, 2 * HALF), tl.float32)
+    source, there = place_of_columns(state, HALF, INTERLEAVED)
+    inside = (channels < headdim)[None, :] & (columns >= 0)[:, None]
+    carry = tl.zeros((2 * HALF, CHANNELS), tl.float32)
     if first is not None:
-        if INTERLEAVED:
-            source = tl.where(columns < HALF, 2 * columns, 2 * (columns - HALF) + 1)
-            there = source < state
-        else:
-            source = tl.where(columns < HALF, columns, columns - HALF + state // 2)
-            there = tl.where(columns < HALF, columns < state // 2, source < state)
-        at = ((at_sequence * headdim + channels) * state)[:, None] + source[None, :]
-        carry += tl.load(first + at, inside & there[None, :], other=0.0)
+        at = ((at_sequence * headdim + channels) * state)[None, :] + source[:, None]
+        carry += tl.load(first + at, inside & there[:, None], other=0.0)
     for count in range(segments):
         segment = segments - 1 - count if REVERSE else count
         at_segment = segment.to(tl.int64) * sequences * heads + at_sequence
-        at = handed + ((at_segment * headdim + channels) * (2 * HALF))[:, None] + columns[None, :]
+        at = handed + (at_segment * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
         added = tl.load(at, inside, other=0.0)
         decay = tl.exp(tl.load(decays + at_segment))
         tl.store(at, carry, inside)
