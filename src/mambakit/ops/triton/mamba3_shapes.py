@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mambakit.ops import triton
 from mambakit.ops.mamba3_inputs import WholeScanInputs
 from mambakit.ops.packing import sequence_count
 
@@ -68,7 +69,9 @@ def _slots(batch: int, length: int, steps: int, cu_seqlens: Tensor | None) -> in
 
 def stored_dtype(inputs: WholeScanInputs) -> torch.dtype:
     """Of states, keys and queries in memory: that in which products take them."""
-    return torch.bfloat16 if inputs.x.dtype == torch.bfloat16 else inputs.log_decay.dtype
+    # Triton's interpreter cuts off what bfloat16 can't hold, where a GPU rounds.
+    rounds = inputs.x.dtype == torch.bfloat16 and not triton.interpreting()
+    return torch.bfloat16 if rounds else inputs.log_decay.dtype
 
 
 def kept(inputs: WholeScanInputs, keep: bool) -> tuple[Tensor, Tensor]:

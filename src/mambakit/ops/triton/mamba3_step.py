@@ -18,13 +18,14 @@ TURN = tl.constexpr(6.283185307179586)
 _BLOCK = 16
 
 
-def step(inputs: Mamba3Inputs, state: Mamba3State) -> tuple[Tensor, Mamba3State]:
+def step(inputs: Mamba3Inputs) -> tuple[Tensor, Mamba3State]:
     """y (batch, 1, rank, heads, headdim), without the rank axis under mimo_o, and the next state.
 
     Args:
-        inputs: those of a scan of length 1, in any dtypes; x, B, C and z share theirs.
-        state: contiguous, in float32 but for v.
+        inputs: those of a scan of length 1, its initial state among them, which `takes` accepts.
     """
+    assert inputs.initial_state is not None
+    state = Mamba3State(*(t.contiguous() for t in inputs.initial_state))
     x, B = inputs.x, inputs.B
     (batch, _, heads, headdim), (rank, groups, size), pairs = x.shape, B.shape[2:], inputs.angles.shape[3]
     ranks = (rank,) if inputs.mimo_o is None else ()
@@ -62,12 +63,16 @@ def step(inputs: Mamba3Inputs, state: Mamba3State) -> tuple[Tensor, Mamba3State]
     return y, after
 
 
-def takes(inputs: Mamba3Inputs, state: Mamba3State) -> bool:
-    """Whether the kernel serves these dtypes as they are."""
-    narrow = {t.dtype for t in (inputs.x, inputs.B, inputs.C, inputs.z) if t is not None}
-    wide = {t.dtype for t in inputs[:15] if t is not None} | {t.dtype for t in state}
-    same = narrow == {inputs.x.dtype} == {state.v.dtype}
-    return same and torch.float64 not in wide and {t.dtype for t in state[:3]} == {torch.float32}
+def takes(inputs: Mamba3Inputs) -> bool:
+    """Whether the kernel serves these inputs as they are: no gradients, no graphs, the usual dtypes."""
+    state = inputs.initial_state
+    assert state is not None
+    tensors = [value for value in (*inputs, *state) if isinstance(value, Tensor)]
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return False
+    narrow = {t.dtype for t in (inputs.x, inputs.B, inputs.C, inputs.z, state.v) if t is not None}
+    wide = {state.angle.dtype, state.ssm.dtype, state.k.dtype}
+    return len(narrow) == 1 and wide == {torch.float32} and all(t.dtype != torch.float64 for t in tensors)
 
 
 def _contiguous_rows(tensor: Tensor) -> Tensor:
