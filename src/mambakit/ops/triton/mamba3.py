@@ -38,12 +38,12 @@ _PROGRAMS = 256  # about what fills the chip: below it a sequence is walked in s
 _LEAST_CHUNKS = 4  # of a segment
 
 CONFIGURATION: dict[str, dict[str, int]] = {
-    "walk": {"BLOCK": 64, "num_warps": 4, "num_stages": 2},
+    "walk": {"BLOCK": 64, "num_warps": 8, "num_stages": 2},
     "outputs": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
     "value_gradients": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
     "key_gradients": {"BLOCK": 64, "num_warps": 8, "num_stages": 1},
-    "keys_and_queries": {"num_warps": 4},
-    "vector_gradients": {"num_warps": 8, "num_stages": 1},
+    "keys_and_queries": {"num_warps": 8},
+    "vector_gradients": {"num_warps": 4, "num_stages": 1},
 }
 MOST_HEADS = {"vector_gradients": 8, "speed_gradients": 8}  # that a program takes one after another
 
@@ -112,7 +112,7 @@ def backward(
         *given_sizes,
         RANKED=inputs.down is None,
         **scan.tiles,
-        **scan.block("value_gradients"),
+        **scan.block("value_gradients", whole=True),
     )
     for name, parts in partial.items():
         if parts is not None:
@@ -122,24 +122,25 @@ def backward(
         grad_angles = inputs.log_decay.new_empty(size.rows, size.heads, size.pairs)
         sums = inputs.log_decay.new_empty(size.slots, size.heads, size.pairs, dtype=torch.float64)
     grad_keys, grad_queries = torch.empty_like(keys), torch.empty_like(queries)
-    key_gradients[(size.slots * size.heads,)](
-        *before,
-        *weights,
-        *after,
-        grad_keys,
-        grad_queries,
-        grads.log_decay,
-        grads.scale,
-        grads.own,
-        grad_angles,
-        sums,
-        *scan.table,
-        *given_sizes,
-        size.pairs,
-        RANKED=inputs.down is None,
-        **scan.tiles,
-        **scan.block("key_gradients"),
-    )
+    for of_keys, found in ((False, grad_queries), (True, grad_keys)):
+        key_gradients[(size.slots * size.heads,)](
+            *before,
+            *weights,
+            *after,
+            found,
+            grads.log_decay,
+            grads.scale,
+            grads.own,
+            grad_angles,
+            sums,
+            *scan.table,
+            *given_sizes,
+            size.pairs,
+            OF_KEYS=of_keys,
+            RANKED=inputs.down is None,
+            **scan.tiles,
+            **scan.block("key_gradients", whole=True),
+        )
     scan.vector_gradients(grad_keys, carries, grads.B, grads.B_bias)
     scan.vector_gradients(grad_queries, carries, grads.C, grads.C_bias)
     if grad_angles is not None and sums is not None:
@@ -168,10 +169,11 @@ class _Scan:
         tensor = self.given[name]
         return tensor, 0 if tensor is None else tensor.stride(1)
 
-    def block(self, kernel: str) -> dict[str, int]:
+    def block(self, kernel: str, whole: bool = False) -> dict[str, int]:
+        """How a kernel is cut and launched; a program takes all the channels of a head if `whole`."""
         chosen = dict(CONFIGURATION[kernel])
         chosen["BLOCK"] = min(chosen["BLOCK"], power_of_two(self.size.headdim, 16))
-        return chosen
+        return {**chosen, "CHANNEL_BLOCKS": triton.cdiv(self.size.headdim, chosen["BLOCK"])} if whole else chosen
 
     def partial(self, grad: Tensor | None) -> Tensor | None:
         """Room for the share that every chunk has in a gradient; a pack's unused slots have none."""

@@ -57,6 +57,7 @@ def value_gradients(
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
+    CHANNEL_BLOCKS: tl.constexpr,
     RANKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -88,8 +89,8 @@ def value_gradients(
     weights = tl.where(same, owns[:, None], decay * scales[None, :])
     mixed = operand(scores * weights, PRECISION)
 
-    for first_channel in range(0, headdim, BLOCK):
-        channels = first_channel + tl.arange(0, BLOCK)
+    for channel_block in tl.static_range(CHANNEL_BLOCKS):
+        channels = channel_block * BLOCK + tl.arange(0, BLOCK)
         inside = channels < headdim
         mask = present[:, None] & inside[None, :]
         at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]

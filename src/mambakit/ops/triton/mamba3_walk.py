@@ -190,8 +190,8 @@ def hand_on(
     inside = (channels < headdim)[None, :] & (columns >= 0)[:, None]
     carry = tl.zeros((2 * HALF, CHANNELS), tl.float32)
     if first is not None:
-        at = ((at_sequence * headdim + channels) * state)[None, :] + source[:, None]
-        carry += tl.load(first + at, inside & there[:, None], other=0.0)
+        at_first = ((at_sequence * headdim + channels) * state)[None, :] + source[:, None]
+        carry += tl.load(first + at_first, inside & there[:, None], other=0.0)
     for count in range(segments):
         segment = segments - 1 - count if REVERSE else count
         at_segment = segment.to(tl.int64) * sequences * heads + at_sequence
