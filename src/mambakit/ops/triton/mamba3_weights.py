@@ -9,11 +9,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 from mambakit.ops.triton import interpreting
-
-if not interpreting():
-    from triton.language.extra import libdevice
 
 PI = tl.constexpr(3.141592653589793)
 _BLOCK = 1024
