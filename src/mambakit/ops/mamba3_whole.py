@@ -29,15 +29,12 @@ def whole_scan(
         backend: one of those registered.
         wanted: whether the final state is; if not, only its `ssm` is one.
     """
-    x, B, C, angles, D, z, B_bias, mimo_z = (
-        getattr(inputs, name) for name in ("x", "B", "C", "angles", "D", "z", "B_bias", "mimo_z")
-    )
-    state, packing = inputs.initial_state, inputs.cu_seqlens
+    x, _, _, B, C, _, angles, D, z, _, B_bias, C_bias, mimo_x, mimo_z, mimo_o, state, packing, _, _ = inputs
     heads, headdim, rank, turning = *x.shape[2:], B.shape[2], angles.shape[3] > 0
     log_decay, scale, own, dt, speeds = weights(inputs, backend)
     ssm = None
     if state is not None:
-        previous = outer(per_rank(before.v.to(dt.dtype), inputs.mimo_x, rank), before.k)
+        previous = outer(per_rank(before.v.to(dt.dtype), mimo_x, rank), before.k)
         ssm = before.ssm + first(dt - own, packing)[..., None, None] * previous
     y, ssm = _run(
         WholeScanInputs(
@@ -49,11 +46,11 @@ def whole_scan(
             scale,
             own,
             None if D is None else D[:, None].expand(heads, headdim),
-            inputs.mimo_x,
+            mimo_x,
             None if z is None else mimo_z,
-            inputs.mimo_o,
+            mimo_o,
             B_bias,
-            inputs.C_bias,
+            C_bias,
             speeds if turning else None,
             dt if turning else None,
             before.angle if turning and state is not None else None,

@@ -41,7 +41,7 @@ CONFIGURATION: dict[str, dict[str, int]] = {
     "walk": {"BLOCK": 64, "num_warps": 8, "num_stages": 2},
     "outputs": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
     "value_gradients": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
-    "key_gradients": {"BLOCK": 64, "num_warps": 8, "num_stages": 1},
+    "key_gradients": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
     "keys_and_queries": {"num_warps": 8},
     "vector_gradients": {"num_warps": 4, "num_stages": 1},
 }
@@ -172,7 +172,7 @@ class _Scan:
     def block(self, kernel: str, whole: bool = False) -> dict[str, int]:
         """How a kernel is cut and launched; a program takes all the channels of a head if `whole`."""
         chosen = dict(CONFIGURATION[kernel])
-        chosen["BLOCK"] = min(chosen["BLOCK"], power_of_two(self.size.headdim, 16))
+        chosen["BLOCK"] = min(chosen["BLOCK"], power_of_two(self.size.headdim, mamba3_shapes.least_tile()))
         return {**chosen, "CHANNEL_BLOCKS": triton.cdiv(self.size.headdim, chosen["BLOCK"])} if whole else chosen
 
     def partial(self, grad: Tensor | None) -> Tensor | None:

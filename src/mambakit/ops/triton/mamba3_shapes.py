@@ -10,6 +10,7 @@ from mambakit.ops.mamba3_inputs import WholeScanInputs
 from mambakit.ops.packing import sequence_count
 
 _LEAST_ROWS, _MOST_ROWS = 16, 64  # of a chunk: what a product needs at least, what the registers hold
+_GPU_TILE = 64  # seen on an H200 with Triton 3.6: outputs of tiles 32 channels wide were wrong, those of 64 right
 _MOST_STATE = 256
 
 
@@ -45,7 +46,7 @@ class Sizes(NamedTuple):
 
     @property
     def half(self) -> int:
-        return power_of_two((self.state + 1) // 2, 16)
+        return power_of_two((self.state + 1) // 2, least_tile())
 
 
 def power_of_two(number: int, least: int = 1) -> int:
@@ -53,11 +54,16 @@ def power_of_two(number: int, least: int = 1) -> int:
     return max(least, 1 << max(0, number - 1).bit_length())
 
 
+def least_tile() -> int:
+    """The least side of a tile; wider ones than a small case needs are padded with zeros."""
+    return _LEAST_ROWS if triton.interpreting() else _GPU_TILE
+
+
 def steps_of_chunk(chunk_size: int, rank: int) -> int:
     """Steps that a chunk has when at most `chunk_size` are asked for: a power of two."""
     ranks = power_of_two(rank)
     below = 1 << (max(1, int(chunk_size)).bit_length() - 1)
-    return min(max(below, _LEAST_ROWS // ranks, 1), _MOST_ROWS // ranks)
+    return min(max(below, least_tile() // ranks, 1), _MOST_ROWS // ranks)
 
 
 def _slots(batch: int, length: int, steps: int, cu_seqlens: Tensor | None) -> int:

@@ -33,8 +33,8 @@ def step(inputs: Mamba3Inputs) -> tuple[Tensor, Mamba3State]:
     after = Mamba3State(
         torch.empty_like(state.angle), torch.empty_like(state.ssm), torch.empty_like(state.k), x[:, 0].contiguous()
     )
-    rows = [None if t is None else _contiguous_rows(t) for t in (x, inputs.dt, inputs.A, B, inputs.C, inputs.trap)]
-    rows += [None if t is None else _contiguous_rows(t) for t in (inputs.angles, inputs.z)]
+    given = (x, inputs.dt, inputs.A, B, inputs.C, inputs.trap, inputs.angles, inputs.z)
+    rows = [None if t is None else _contiguous_rows(t) for t in given]
     weights = (inputs.D, inputs.dt_bias, inputs.B_bias, inputs.C_bias, inputs.mimo_x, inputs.mimo_z, inputs.mimo_o)
     block = min(_BLOCK, power_of_two(headdim))
     if batch * heads * headdim:

@@ -194,7 +194,7 @@ def hand_on(
         carry += tl.load(first + at_first, inside & there[:, None], other=0.0)
     for count in range(segments):
         segment = segments - 1 - count if REVERSE else count
-        at_segment = segment.to(tl.int64) * sequences * heads + at_sequence
+        at_segment = segment * sequences * heads + at_sequence
         at = handed + (at_segment * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
         added = tl.load(at, inside, other=0.0)
         decay = tl.exp(tl.load(decays + at_segment))
