@@ -111,7 +111,7 @@ def mamba3_recurrence(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, state, _nothing_kept(state)
 
 
-def mamba3_scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def mamba3_scan(*args: Any) -> tuple[Tensor, ...]:
     """`mambakit::mamba3_scan`."""
     i = WholeScanInputs(*args[:-_CALL])
     wide, (batch, _, heads, headdim), rank, size = i.log_decay, i.x.shape, i.B.shape[2], i.B.shape[4]
@@ -130,7 +130,7 @@ def mamba3_scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         y = y * F.silu(per_rank(i.z.to(wide.dtype), i.gate, rank))
     if i.down is not None:
         y = (y * i.down.transpose(0, 1)).sum(2)
-    return y.to(i.x.dtype), state, kept
+    return y.to(i.x.dtype), state, kept, wide.new_empty(0)
 
 
 def _as_factor(heads: Tensor) -> Tensor:

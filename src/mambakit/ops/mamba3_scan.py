@@ -25,9 +25,12 @@ from mambakit.ops.mamba3_whole import whole_scan
 from mambakit.ops.packing import check_packing, sequence_bounds, sequence_count
 from mambakit.ops.reference.mamba3_scan import mamba3_scan as reference
 from mambakit.ops.rotation import accumulate, rotate
+from mambakit.ops.triton import Kernels, mamba3_shapes
 
 # steps * rank: where products within a chunk cost about what those with its state do, or where they leave the caches
-_ROWS_OF_A_CHUNK = {"cpu": 64, "portable": 128}
+_ROWS_OF_A_CHUNK = {"triton": 64, "cpu": 64, "portable": 128}
+
+_STEP = Kernels("mamba3_step")
 
 _NARROW = ("x", "B", "C", "z")
 _WIDE = ("dt", "A", "trap", "angles", "D", "dt_bias", "B_bias", "C_bias", "mimo_x", "mimo_z", "mimo_o")
@@ -79,7 +82,7 @@ def mamba3_scan(
         return_final_state: also return the state after the last step.
         cu_seqlens: (sequences + 1,) integers from 0 to length: packed sequences. Batch is then 1, and states are
             per sequence.
-        backend: "cpu", "portable" or "reference"; None picks the fastest for the device.
+        backend: "triton", "cpu", "portable" or "reference"; None picks the fastest for the device.
 
     Returns:
         y in the common dtype of x, B, C and z: (batch, length, heads, headdim), or with a rank axis and no mimo_o
@@ -106,11 +109,17 @@ def mamba3_scan(
     )
     _check(inputs, chunk_size)
     inputs = _with_common_dtypes(inputs)
-    name = dispatch.choose(x.device, backend, (*WHOLE_KERNELS, *KERNELS, "reference"))
+    rank, _, state = inputs.B.shape[2:]
+
+    def refusal(backend: str) -> str | None:
+        return mamba3_shapes.refusal(rank, state, inputs.A.dtype) if backend == "triton" else None
+
+    name = dispatch.choose(x.device, backend, (*WHOLE_KERNELS, *KERNELS, "reference"), refusal)
     if name == "reference":
         y, final_state = reference(inputs)
     else:
-        y, final_state = _scan(inputs, chunk_size or max(1, _ROWS_OF_A_CHUNK[name] // B.shape[2]), name)
+        steps = chunk_size or max(1, _ROWS_OF_A_CHUNK[name] // B.shape[2])
+        y, final_state = _scan(inputs, steps, name, return_final_state)
     if mimo_o is None and not has_ranks:
         y = y.squeeze(2)
     return (y, final_state) if return_final_state else y
@@ -143,6 +152,29 @@ def mamba3_step(
     Every tensor that has a length in `mamba3_scan`, y among them, has none here; the rest is as there.
     """
     x, dt, A, B, C, trap, angles = (t[:, None] for t in (x, dt, A, B, C, trap, angles))
+    if dispatch.choose(x.device, backend, (*WHOLE_KERNELS, *KERNELS, "reference")) == "triton":
+        biases, mimo = (B_bias, C_bias), (mimo_x, mimo_z, mimo_o)
+        gates = (D, None if z is None else z[:, None], dt_bias)
+        inputs = Mamba3Inputs(
+            x,
+            dt,
+            A,
+            B.unsqueeze(2) if B.dim() == 4 else B,
+            C.unsqueeze(2) if C.dim() == 4 else C,
+            trap,
+            angles.unsqueeze(2) if angles.dim() == 3 else angles,
+            *gates,
+            *biases,
+            *mimo,
+            state,
+            None,
+            dt_softplus,
+            interleaved,
+        )
+        _check(inputs, None)
+        if _STEP.takes(inputs):
+            y, final_state = _STEP.step(inputs)
+            return (y[:, 0] if mimo_o is not None or B.dim() == 5 else y[:, 0, 0]), final_state
     y, final_state = mamba3_scan(
         x,
         dt,
@@ -168,19 +200,19 @@ def mamba3_step(
     return y[:, 0], final_state
 
 
-def _scan(inputs: Mamba3Inputs, chunk_size: int, backend: str) -> tuple[Tensor, Mamba3State]:
-    """y (batch, length, rank, heads, headdim), without the rank axis under mimo_o, and the final state."""
+def _scan(inputs: Mamba3Inputs, chunk_size: int, backend: str, wanted: bool) -> tuple[Tensor, Mamba3State]:
+    """y (batch, length, rank, heads, headdim), without the rank axis under mimo_o, and the final state if `wanted`."""
     x, dt, A, B, C, trap, angles, D, z, dt_bias, B_bias, C_bias, mimo_x, mimo_z, mimo_o, state, packing, _, _ = inputs
     if packing is not None and not torch.compiler.is_compiling():
         sequence_bounds(x.shape[0], x.shape[1], packing)  # refuses wrong bounds before they are used as indices
     heads, rank = x.shape[2], B.shape[2]
     before = _zero_state(inputs) if state is None else state
+    if backend in WHOLE_KERNELS:
+        return whole_scan(inputs, before, chunk_size, backend, wanted)
     if dt_bias is not None:
         dt = dt + dt_bias
     if inputs.dt_softplus:
         dt = F.softplus(dt)
-    if backend in WHOLE_KERNELS:
-        return whole_scan(inputs, dt, before, chunk_size, backend)
     own = torch.sigmoid(trap)
 
     angle, last_angle = accumulate(math.pi * torch.tanh(angles) * dt[..., None], before.angle, packing)

@@ -1,52 +1,50 @@
 """The scan of Mamba-3 as one operator, `mambakit::mamba3_scan`: keys, turns, recurrence, gates.
 
-What it leaves to tensor operations is small: the weights of the trapezoid's rule, one number for each step and head,
-and what is carried from one call to the next, which `ops.mamba3_recurrence` derives.
+What it leaves to others is small: the weights of the trapezoid's rule, one number for each step and head, and what is
+carried from one call to the next, which `ops.mamba3_recurrence` derives.
 """
-
-import math
 
 import torch
 from torch import Tensor
 
-from mambakit.ops import operator
+from mambakit.ops import operator, triton
 from mambakit.ops.cpu import mamba3 as cpu
 from mambakit.ops.mamba3_inputs import Mamba3Inputs, Mamba3State, WholeScanInputs, outer, per_head, per_rank
-from mambakit.ops.mamba3_recurrence import first, following_step, last
+from mambakit.ops.mamba3_recurrence import first, last
+from mambakit.ops.mamba3_weights import weights
 from mambakit.ops.packing import sequence_count
 from mambakit.ops.rotation import rotate, wrapped
+from mambakit.ops.triton import mamba3_shapes
 
 
 def whole_scan(
-    inputs: Mamba3Inputs, dt: Tensor, before: Mamba3State, chunk_size: int, backend: str
+    inputs: Mamba3Inputs, before: Mamba3State, chunk_size: int, backend: str, wanted: bool
 ) -> tuple[Tensor, Mamba3State]:
     """y (batch, length, rank, heads, headdim), without the rank axis under mimo_o, and the final state.
 
     Args:
         inputs: those of the scan.
-        dt: its steps, past softplus.
         before: its initial state, zeros where none was given.
         chunk_size: steps that go into one matrix product.
         backend: one of those registered.
+        wanted: whether the final state is; if not, only its `ssm` is one.
     """
-    x, _, A, B, C, trap, angles, D, z, _, B_bias, C_bias, mimo_x, mimo_z, mimo_o, state, packing, _, _ = inputs
+    x, _, _, B, C, _, angles, D, z, _, B_bias, C_bias, mimo_x, mimo_z, mimo_o, state, packing, _, _ = inputs
     heads, headdim, rank, turning = *x.shape[2:], B.shape[2], angles.shape[3] > 0
-    weight = torch.sigmoid(trap)
-    present, following = weight * dt, (1 - weight) * dt
+    log_decay, scale, own, dt, speeds = weights(inputs, backend)
     ssm = None
     if state is not None:
-        previous = outer(per_rank(before.v.to(A.dtype), mimo_x, rank), before.k)
-        ssm = before.ssm + first(following, packing)[..., None, None] * previous
-    speeds = math.pi * torch.tanh(angles)
+        previous = outer(per_rank(before.v.to(dt.dtype), mimo_x, rank), before.k)
+        ssm = before.ssm + first(dt - own, packing)[..., None, None] * previous
     y, ssm = _run(
         WholeScanInputs(
             x,
             B,
             C,
             z,
-            dt * A,
-            present + following_step(following, packing),
-            present,
+            log_decay,
+            scale,
+            own,
             None if D is None else D[:, None].expand(heads, headdim),
             mimo_x,
             None if z is None else mimo_z,
@@ -63,10 +61,12 @@ def whole_scan(
         ),
         backend,
     )
-    angle = wrapped(_turned(speeds, dt, packing) + before.angle).to(A.dtype)
+    if not wanted:
+        return y, before._replace(ssm=ssm)
+    angle = wrapped(_turned(speeds, dt, packing) + before.angle).to(dt.dtype)
     k = before.k
     if x.shape[1] > 0:
-        row = last(B, B.new_zeros(angle.shape[0], *B.shape[2:]), packing).to(A.dtype)
+        row = last(B, B.new_zeros(angle.shape[0], *B.shape[2:]), packing).to(dt.dtype)
         k = rotate(per_head(row, B_bias, heads), angle[:, None], inputs.interleaved)
         if packing is not None:
             k = torch.where((packing[1:] == packing[:-1])[:, None, None, None], before.k, k)
@@ -87,18 +87,18 @@ def _turned(speeds: Tensor, dt: Tensor, cu_seqlens: Tensor | None) -> Tensor:
 
 
 def _outputs(inputs: WholeScanInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
-    """y, the final state, and the states kept for the backward, (slots, heads, headdim, state)."""
+    """y, the final state, and what is kept for the backward: the states (slots, ...), and on the GPU the angles."""
     (batch, length, heads, headdim), (rank, _, state) = inputs.x.shape, inputs.B.shape[2:]
     sequences = sequence_count(batch, inputs.cu_seqlens)
     ranks = (rank,) if inputs.down is None else ()
-    slots = batch * length // inputs.chunk_size + sequences if keep else 0
     wide = inputs.log_decay
-    return (
-        inputs.x.new_empty(batch, length, *ranks, heads, headdim),
-        wide.new_empty(sequences, heads, headdim, state),
-        wide.new_empty(slots, heads, headdim, state),
-    )
+    y = inputs.x.new_empty(batch, length, *ranks, heads, headdim)
+    final_state = wide.new_empty(sequences, heads, headdim, state)
+    if backend == "triton":
+        return y, final_state, *mamba3_shapes.kept(inputs, keep)
+    slots = batch * length // inputs.chunk_size + sequences if keep else 0
+    return y, final_state, wide.new_empty(slots, heads, headdim, state), wide.new_empty(0)
 
 
-KERNELS = {"cpu": cpu}
-_run = operator.register("mamba3_scan", WholeScanInputs, _outputs, backends=KERNELS, kept=1)
+KERNELS = {"triton": triton.Kernels("mamba3"), "cpu": cpu}
+_run = operator.register("mamba3_scan", WholeScanInputs, _outputs, backends=KERNELS, kept=2)

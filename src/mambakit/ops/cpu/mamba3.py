@@ -7,7 +7,7 @@ from mambakit.ops.cpu.linear_recurrence import Recurrence
 from mambakit.ops.mamba3_inputs import WholeScanInputs
 
 
-def forward(inputs: WholeScanInputs, y: Tensor, final_state: Tensor, kept_states: Tensor) -> None:
+def forward(inputs: WholeScanInputs, y: Tensor, final_state: Tensor, kept_states: Tensor, *_: Tensor) -> None:
     """Fill y, the final state and, unless they are empty, the states before every chunk."""
     linear_recurrence.forward(*_settings(inputs), y, final_state, kept_states)
 

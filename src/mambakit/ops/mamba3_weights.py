@@ -1,0 +1,108 @@
+"""What the steps of Mamba-3 weigh: from its inputs to those of the recurrence, one number a step and head.
+
+On the GPU it is an operator of its own, `mambakit::mamba3_weights`, one launch each way instead of some twenty.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mambakit.ops import triton
+from mambakit.ops.mamba3_inputs import Mamba3Inputs
+from mambakit.ops.mamba3_recurrence import following_step
+
+_KERNELS = triton.Kernels("mamba3_weights")
+
+
+class Weights(NamedTuple):
+    """Of the recurrence of `mambakit.ops.mamba3_recurrence`; all (batch, length, heads) but speeds."""
+
+    log_decay: Tensor
+    scale: Tensor
+    own: Tensor
+    steps: Tensor  # past softplus
+    speeds: Tensor  # (batch, length, heads or 1, pairs): the angles turn by speeds * steps
+
+
+def weights(inputs: Mamba3Inputs, backend: str) -> Weights:
+    """The weights of a scan."""
+    dt, A, trap, angles, cu_seqlens = inputs.dt, inputs.A, inputs.trap, inputs.angles, inputs.cu_seqlens
+    if backend == "triton":
+        ends = None
+        if cu_seqlens is not None:
+            ends = torch.zeros(dt.shape[1] + 1, dtype=torch.int8, device=dt.device)
+            ends[cu_seqlens] = 1
+            ends = ends[1:]
+        contiguous = (dt.contiguous(), inputs.dt_bias, A.contiguous(), trap.contiguous(), angles.contiguous())
+        return Weights(*_fused(*contiguous, ends, inputs.dt_softplus))
+    if inputs.dt_bias is not None:
+        dt = dt + inputs.dt_bias
+    if inputs.dt_softplus:
+        dt = F.softplus(dt)
+    weight = torch.sigmoid(trap)
+    own, following = weight * dt, (1 - weight) * dt
+    scale = own + following_step(following, cu_seqlens)
+    return Weights(dt * A, scale, own, dt, math.pi * torch.tanh(angles))
+
+
+@torch.library.custom_op("mambakit::mamba3_weights", mutates_args=())
+def _fused(
+    dt: Tensor, dt_bias: Tensor | None, A: Tensor, trap: Tensor, angles: Tensor, ends: Tensor | None, softplus: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _KERNELS.forward(
+        dt, dt_bias, A, trap, angles, ends, softplus
+    )
+    return found
+
+
+@_fused.register_fake
+def _(
+    dt: Tensor, dt_bias: Tensor | None, A: Tensor, trap: Tensor, angles: Tensor, ends: Tensor | None, softplus: bool
+) -> tuple[Tensor, ...]:
+    return (*(torch.empty_like(dt) for _ in range(4)), torch.empty_like(angles))
+
+
+@torch.library.custom_op("mambakit::mamba3_weights_backward", mutates_args=())
+def _fused_backward(
+    dt: Tensor,
+    dt_bias: Tensor | None,
+    A: Tensor,
+    trap: Tensor,
+    angles: Tensor,
+    ends: Tensor | None,
+    softplus: bool,
+    grad_log_decay: Tensor | None,
+    grad_scale: Tensor | None,
+    grad_own: Tensor | None,
+    grad_steps: Tensor | None,
+    grad_speeds: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = (grad_log_decay, grad_scale, grad_own, grad_steps, grad_speeds)
+    grads = tuple(None if grad is None else grad.contiguous() for grad in given)
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _KERNELS.backward(
+        dt, dt_bias, A, trap, angles, ends, softplus, grads
+    )
+    return found
+
+
+@_fused_backward.register_fake
+def _(dt: Tensor, dt_bias: Tensor | None, A: Tensor, trap: Tensor, angles: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t) for t in (dt, A, trap, angles))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:-1])
+    ctx.softplus = inputs[-1]
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    dt, A, trap, angles = _fused_backward(*saved, ctx.softplus, *grads)
+    return dt, None if saved[1] is None else dt.sum((0, 1)), A, trap, angles, None, None
+
+
+_fused.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,0 +1,100 @@
+"""How the kernels of the Mamba-3 scan cut their inputs, known without loading Triton."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mambakit.ops import triton
+from mambakit.ops.mamba3_inputs import WholeScanInputs
+from mambakit.ops.packing import sequence_count
+
+_LEAST_ROWS, _MOST_ROWS = 16, 64  # of a chunk: what a product needs at least, what the registers hold
+_GPU_TILE = 64  # seen on an H200 with Triton 3.6: outputs of tiles 32 channels wide were wrong, those of 64 right
+_MOST_STATE = 256
+
+
+def refusal(rank: int, state: int, wide: torch.dtype) -> str | None:
+    """Why the kernels can't take a scan; None when they can."""
+    if wide == torch.float64:
+        return "its kernels have no float64"
+    if rank > _MOST_ROWS:
+        return f"its kernels hold at most {_MOST_ROWS} inputs to one state, got {rank}"
+    if state > _MOST_STATE:
+        return f"its kernels hold a state of at most {_MOST_STATE}, got {state}"
+    return None
+
+
+class Sizes(NamedTuple):
+    """Sizes of a scan, and of its chunks."""
+
+    batch: int
+    length: int
+    heads: int
+    headdim: int
+    rank: int
+    groups: int
+    state: int
+    pairs: int
+    steps: int
+    sequences: int
+    slots: int
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.length
+
+    @property
+    def half(self) -> int:
+        return power_of_two((self.state + 1) // 2, least_tile())
+
+
+def power_of_two(number: int, least: int = 1) -> int:
+    """The least power of two that is neither below `number` nor below `least`."""
+    return max(least, 1 << max(0, number - 1).bit_length())
+
+
+def least_tile() -> int:
+    """The least side of a tile; wider ones than a small case needs are padded with zeros."""
+    return _LEAST_ROWS if triton.interpreting() else _GPU_TILE
+
+
+def steps_of_chunk(chunk_size: int, rank: int) -> int:
+    """Steps that a chunk has when at most `chunk_size` are asked for: a power of two."""
+    ranks = power_of_two(rank)
+    below = 1 << (max(1, int(chunk_size)).bit_length() - 1)
+    return min(max(below, least_tile() // ranks, 1), _MOST_ROWS // ranks)
+
+
+def _slots(batch: int, length: int, steps: int, cu_seqlens: Tensor | None) -> int:
+    """How many places for the chunks of all sequences there are; in a pack enough, wherever its bounds lie."""
+    if cu_seqlens is None:
+        return batch * ((length + steps - 1) // steps)
+    return length // steps + sequence_count(batch, cu_seqlens)
+
+
+def stored_dtype(inputs: WholeScanInputs) -> torch.dtype:
+    """Of states, keys and queries in memory: that in which products take them."""
+    # Triton's interpreter cuts off what bfloat16 can't hold, where a GPU rounds.
+    rounds = inputs.x.dtype == torch.bfloat16 and not triton.interpreting()
+    return torch.bfloat16 if rounds else inputs.log_decay.dtype
+
+
+def kept(inputs: WholeScanInputs, keep: bool) -> tuple[Tensor, Tensor]:
+    """States and angles before every chunk, unfilled; empty without `keep`."""
+    size = sizes(inputs)
+    count = size.slots if keep else 0
+    return (
+        inputs.x.new_empty(count, size.heads, 2 * size.half, size.headdim, dtype=stored_dtype(inputs)),
+        inputs.x.new_empty(count, size.heads, size.pairs, dtype=torch.int32),
+    )
+
+
+def sizes(inputs: WholeScanInputs) -> Sizes:
+    """Those of a scan."""
+    (batch, length, heads, headdim), (rank, groups, state) = inputs.x.shape, inputs.B.shape[2:]
+    pairs = 0 if inputs.speeds is None else inputs.speeds.shape[3]
+    steps = steps_of_chunk(inputs.chunk_size, rank)
+    sequences = sequence_count(batch, inputs.cu_seqlens)
+    count = _slots(batch, length, steps, inputs.cu_seqlens)
+    return Sizes(batch, length, heads, headdim, rank, groups, state, pairs, steps, sequences, count)
