@@ -17,7 +17,9 @@ from mambakit.ops.linear import linear
 
 FORMATS = ("bfloat16", "int8", "int4")
 GROUP = 32  # columns that share a scale in int4
-_BLOCK = 1 << 16  # weights that are quantised at a time: what the second-level cache holds
+_BLOCK = (
+    1 << 15
+)  # weights that are quantised at a time: what the caches hold, and too few for torch to wake threads for
 _SHRINKAGE = (1.0, 0.95, 0.9, 0.85, 0.8)  # of int4's scales; a smaller one clips the largest and serves the others
 
 
@@ -72,7 +74,7 @@ def quantised_linear(x: Tensor, weight: QuantisedMatrix, bias: Tensor | None = N
 
 def _in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = weight.abs().amax(dim=1, keepdim=True) / 127
-    return (weight / _divisor(scales)).round_().to(torch.int8), scales[:, 0]
+    return _rounded(weight / _divisor(scales)).to(torch.int8), scales[:, 0]
 
 
 def _in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +84,7 @@ def _in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales, values, error = furthest, groups, torch.full_like(furthest, torch.inf)
     for shrinkage in _SHRINKAGE:
         tried = (furthest * (shrinkage / -8)).bfloat16().float()
-        rounded = (groups / _divisor(tried)).round_().clamp_(-8, 7)
+        rounded = _rounded(groups / _divisor(tried)).clamp_(-8, 7)
         wrong = (rounded * tried - groups).square_().sum(dim=2, keepdim=True)
         better = wrong < error
         scales, values = torch.where(better, tried, scales), torch.where(better, rounded, values)
@@ -90,6 +92,11 @@ def _in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     codes = (values + 8).to(torch.uint8)
     low, high = codes.split(GROUP // 2, dim=2)
     return (low | high << 4).flatten(1), scales[..., 0].bfloat16()
+
+
+def _rounded(x: Tensor) -> Tensor:
+    # Adding 1.5 2^23 leaves no bits for fractions. torch.round would wake all threads for each of the blocks.
+    return x.add(12582912.0).sub_(12582912.0)
 
 
 def _divisor(scales: Tensor) -> Tensor:
