@@ -80,6 +80,8 @@ MAMBAKIT_INLINE void tiles(const Rows &w, const Columns &x, float *out, int64_t 
   int64_t c = 0;
   for (; c + tile_columns <= x.count; c += tile_columns)
     tile<R, tile_columns>(w, x.data + c * x.stride, x.stride, out + c * out_stride, out_stride);
+  for (; c + 2 <= x.count; c += 2)
+    tile<R, 2>(w, x.data + c * x.stride, x.stride, out + c * out_stride, out_stride);
   for (; c < x.count; ++c) tile<R, 1>(w, x.data + c * x.stride, x.stride, out + c * out_stride, out_stride);
 }
 
