@@ -49,12 +49,9 @@ def quantise(model: Model, weights: str) -> Model:
         _replace(model, weights)
         model.quantised = model.get_base().quantised = weights
         model.requires_grad_(False)
-    model.float().eval()
-    for parameter in model.parameters():
-        # What is left would keep all of the file in memory that it is a view of.
-        if parameter.untyped_storage().nbytes() > 2 * parameter.nbytes:
+        for parameter in model.parameters():  # which may be views of a file, and would keep all of it in memory
             parameter.data = parameter.data.clone()
-    return model
+    return model.float().eval()
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -65,10 +62,13 @@ def weight_bytes(model: nn.Module) -> int:
 
 def _named(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
     """What is to be quantised: the whole name, the parent, the name in it, and the module."""
-    for prefix, parent in list(model.named_modules()):
-        for name, module in list(parent.named_children()):
-            if name in ("embeddings", "lm_head", *PROJECTIONS):
-                yield f"{prefix}.{name}".lstrip("."), parent, name, module
+    names = ("embeddings", "lm_head", *PROJECTIONS)
+    # No list of the modules themselves, which would keep those that are replaced meanwhile.
+    parents = [(prefix, parent) for prefix, parent in model.named_modules() if set(names) & set(parent._modules)]
+    for prefix, parent in parents:
+        for name in names:
+            if name in parent._modules:
+                yield f"{prefix}.{name}".lstrip("."), parent, name, parent.get_submodule(name)
 
 
 def _check(model: nn.Module, weights: str) -> None:

@@ -67,9 +67,12 @@ def quantise_matrix(weight: Tensor, format: str) -> QuantisedMatrix:
     if format == "int4" and weight.shape[1] % GROUP != 0:
         raise ValueError(f"int4 needs a multiple of {GROUP} columns, got {weight.shape[1]}")
     quantise = _in_8_bits if format == "int8" else _in_4_bits
-    blocks = weight.split(max(1, _BLOCK // max(1, weight.shape[1])))
-    values, scales = zip(*(quantise(block.float()) for block in blocks), strict=True)
-    return QuantisedMatrix(torch.cat(values), torch.cat(scales))
+    values, scales = (part.new_empty(weight.shape[0], *part.shape[1:]) for part in quantise(weight[:1].float()))
+    rows = max(1, _BLOCK // max(1, weight.shape[1]))
+    for first in range(0, weight.shape[0], rows):
+        part = slice(first, first + rows)
+        values[part], scales[part] = quantise(weight[part].float())
+    return QuantisedMatrix(values, scales)
 
 
 def quantised_linear(x: Tensor, weight: QuantisedMatrix, bias: Tensor | None = None) -> Tensor:
