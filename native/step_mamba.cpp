@@ -5,6 +5,27 @@ namespace mambakit {
 namespace MAMBAKIT_ISA {
 namespace {
 
+// Advances the states (count, N) of some channels and gives what C reads of each; `whole`: N is whole vectors.
+template <bool whole>
+MAMBAKIT_INLINE Vec<float> advance_channels(float *h, const float *A2, const float *B, const float *C,
+                                            const float *exponent, const float *input, int64_t count, int64_t N) {
+  constexpr int V = lanes<float>;
+  Vec<float> sums[V];
+  for (int64_t c = 0; c < V; ++c) {
+    Vec<float> sum = fill(0.0f);
+    for (int64_t n = 0; n < (c < count ? N : 0); n += V) {
+      const int64_t left = whole ? V : N - n;
+      float *state = h + c * N + n;
+      const Vec<float> decay = exp2(fill(exponent[c]) * load_some(A2 + c * N + n, left));
+      const Vec<float> next = decay * load_some(state, left) + fill(input[c]) * load_some(B + n, left);
+      store_some(state, next, left);
+      sum = sum + next * load_some(C + n, left);
+    }
+    sums[c] = sum;
+  }
+  return sums_of_rows(sums);
+}
+
 // One step of the scan for some channels. x is in the first half of `projected`, z in the second; dt, before its
 // softplus, is in `inner`, which takes y; B and C are in `shared` behind the rows of dt's projection.
 void scan(const MambaStep &m, Range channels, const Work &work) {
@@ -20,22 +41,12 @@ void scan(const MambaStep &m, Range channels, const Work &work) {
       const float *x = work.projected + b * 2 * D + first, *z = x + D;
       float *dt = work.inner + b * D + first, *h = m.ssm + (b * D + first) * N;
       const Vec<float> step = softplus<float>(load_some(dt, left)), u = load_some(x, left);
-      float exponent[V], input[V], y[V];
+      float exponent[V], input[V];
       store(exponent, step * fill(-log2_e<float>));
       store(input, step * u);
-      store(y, fill(0.0f));
-      for (int64_t c = 0; c < count; ++c) {
-        Vec<float> sum = fill(0.0f);
-        for (int64_t n = 0; n < N; n += V) {
-          float *state = h + c * N + n;
-          const Vec<float> decay = exp2(fill(exponent[c]) * load_some(A2 + c * N + n, N - n));
-          const Vec<float> next = decay * load_some(state, N - n) + fill(input[c]) * load_some(B + n, N - n);
-          store_some(state, next, N - n);
-          sum = sum + next * load_some(C + n, N - n);
-        }
-        y[c] = sum_of_lanes<float>(sum);
-      }
-      store_some(dt, (load(y) + load_values(m.D, first, left) * u) * silu(load_some(z, left)), left);
+      const Vec<float> y = N % V == 0 ? advance_channels<true>(h, A2, B, C, exponent, input, count, N)
+                                      : advance_channels<false>(h, A2, B, C, exponent, input, count, N);
+      store_some(dt, (y + load_values(m.D, first, left) * u) * silu(load_some(z, left)), left);
     }
   }
 }

@@ -134,6 +134,31 @@ MAMBAKIT_INLINE float sum_of_lanes<float>(Vec<float> v) {
 }
 #endif
 
+// Lane i is the sum of the lanes of v[i].
+MAMBAKIT_INLINE Vec<float> sums_of_rows(const Vec<float> *v) {
+#if defined(__AVX512F__) && !defined(MAMBAKIT_PLAIN_VECTORS)
+  // Each stage adds the two halves of what is left of every row and puts two rows into one vector.
+  __m512 pairs[8], fours[4];
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = (__m512)v[2 * i], b = (__m512)v[2 * i + 1];
+    pairs[i] = _mm512_add_ps(_mm512_maskz_unpacklo_ps(0xffff, a, b), _mm512_maskz_unpackhi_ps(0xffff, a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_maskz_unpacklo_pd(0xff, a, b)),
+                             _mm512_castpd_ps(_mm512_maskz_unpackhi_pd(0xff, a, b)));
+  }
+  const auto across = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_maskz_shuffle_f32x4(0xffff, a, b, 0x88), _mm512_maskz_shuffle_f32x4(0xffff, a, b, 0xdd));
+  };
+  return (Vec<float>)across(across(fours[0], fours[1]), across(fours[2], fours[3]));
+#else
+  float sums[lanes<float>];
+  for (int i = 0; i < lanes<float>; ++i) sums[i] = sum_of_lanes<float>(v[i]);
+  return load(sums);
+#endif
+}
+
 // 2^x. For float: x = n + f with n whole and |f| <= 1/2; 2^f by the polynomial of degree 6 with the least relative
 // error (2e-9 before rounding), 2^n by placing n in the exponent. 0 far below, infinity far above, NaN for NaN.
 MAMBAKIT_INLINE Vec<float> exp2(Vec<float> x) {

@@ -67,6 +67,31 @@ def test_eval_prints_what_train_printed(made: Path) -> None:
     assert "tokens/s" in shown.stdout
 
 
+def test_eval_shows_what_fewer_bits_lose(made: Path) -> None:
+    options = ["--model", made / "lm-model", "--data", made / "text.txt", "--last", 0.1]
+    plain = json.loads(here("eval", *options, "--json").stdout)
+    done = here("eval", *options, "--weights", "int8,bfloat16", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert {**found, "weights": None, "tokens_per_second": 0} == {**plain, "weights": None, "tokens_per_second": 0}
+    assert list(found["weights"]) == ["float32", "int8", "bfloat16"]
+    sizes = [found["weights"][name]["bytes_of_weights"] for name in ("int8", "bfloat16", "float32")]
+    assert sizes == sorted(set(sizes))
+    for name in ("int8", "bfloat16"):
+        assert 0 < abs(found["weights"][name]["perplexity"] / plain["perplexity"] - 1) < 0.02
+    shown = here("eval", *options, "--weights", "int8").stdout
+    assert f"{found['weights']['int8']['perplexity']:.4f}" in shown
+    assert isinstance(here("eval", *options, "--weights", "int8,int5").exception, DataError)
+
+
+def test_generate_from_weights_of_8_bits_goes_on_as_the_text_does(made: Path) -> None:
+    options = ["--model", made / "lm-model", "--max-new-tokens", 40, "--temperature", 0, "--quiet"]
+    whole, fewer = (here("generate", "the quick", *options, *more).stdout for more in ([], ["--weights", "int8"]))
+    assert whole[:20] == fewer[:20]
+    with_dtype = here("generate", "the", *options, "--weights", "int8", "--dtype", "bfloat16")
+    assert isinstance(with_dtype.exception, DataError)
+
+
 def test_generate_goes_on_as_the_text_does_and_draws_by_the_seed(made: Path) -> None:
     options = ["--model", made / "lm-model", "--max-new-tokens", 40]
     done = mambakit("lm", "generate", "the quick brown fox ju", *options, "--temperature", 0, cwd=made)

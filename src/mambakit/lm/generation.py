@@ -7,10 +7,9 @@
 transformers' `generate` works too and can do more; this one does less around each step.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from mambakit.errors import DataError
 from mambakit.lm.cache import StateCache, check_batch
 from mambakit.lm.model import MambaForCausalLM
-from mambakit.nn.graphed_steps import GraphedSteps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -92,9 +90,7 @@ class Decoder:
         self.model, self.batch, self.chunk = model, batch, chunk
         self.logits: Tensor | None = None
         self.length = 0
-        self._stepper = model.get_base().stepper(batch)
-        self._graphed: GraphedSteps | None = None  # of the whole model, embedding and head included
-        self._graphed_at: list[int] = []
+        self._stepper = model.stepper(batch)
 
     @property
     def backend(self) -> str:
@@ -133,32 +129,9 @@ class Decoder:
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token a row, (batch,); returns the logits (batch, vocab_size) of the next."""
-        if self._graphed is None and self._stepper.backend == "graph":
-            self._capture(tokens)
-        if self._graphed is not None:
-            self.logits = self._graphed.step(tokens)
-        else:
-            hidden = self._stepper(self.model.get_input_embeddings()(tokens))
-            head = self.model.lm_head
-            self.logits = head(hidden.to(head.weight.dtype)).float()
+        self.logits = self._stepper(tokens)
         self.length += 1
         return self.logits
-
-    def _capture(self, tokens: Tensor) -> None:
-        """Let a graph of the whole model take the steps; where that can't be, the stepper does, and says why."""
-
-        def step(tokens: Tensor, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
-            hidden, state = self.model.get_base().stack(self.model.get_input_embeddings()(tokens), state)
-            head = self.model.lm_head
-            return head(hidden.to(head.weight.dtype)), state
-
-        # What can't be captured is left to the stepper, which finds out for itself and has a place for the reason.
-        with contextlib.suppress(RuntimeError):
-            self._graphed = GraphedSteps(step, tokens, self._stepper.state)
-            self._graphed_at = self._addresses()
-
-    def _addresses(self) -> list[int]:
-        return [parameter.data_ptr() for parameter in self.model.parameters()]
 
     def generate(
         self, max_new_tokens: int, sampling: Sampling | None = None, *, end: int | Sequence[int] | None = None
@@ -191,7 +164,7 @@ class Decoder:
         """What was read so far, to keep, store or give to the model."""
         if not self.length:
             return StateCache(None, 0)
-        return StateCache(self._stepper.state if self._graphed is None else self._graphed.state, self.length)
+        return StateCache(self._stepper.state, self.length)
 
     def load(self, cache: StateCache) -> None:
         """Carry on from a cache; the next thing to do is to read."""
@@ -200,10 +173,6 @@ class Decoder:
         else:
             check_batch(cache.state, self.batch)
             self._stepper.load(cache.state)
-        if self._graphed is not None and self._graphed_at != self._addresses():
-            self._graphed = None  # parameters were moved or replaced
-        if self._graphed is not None:
-            self._graphed.load(self._stepper.state)
         self.length, self.logits = cache.length, None
 
     def fork(self) -> "Decoder":

@@ -15,6 +15,7 @@ from mambakit.lm.config import MambaConfig
 from mambakit.lm.data import TokenStream, read_documents, texts_of, tokenize
 from mambakit.lm.evaluate import Evaluation, evaluate
 from mambakit.lm.model import MambaForCausalLM
+from mambakit.lm.quantisation import quantise
 from mambakit.lm.tokenizers import byte_tokenizer, load_tokenizer, tokenizer_from_json, train_tokenizer
 from mambakit.lm.train import train, untrained
 from mambakit.training import TrainingConfig, TrainingRecord
@@ -114,7 +115,7 @@ def train_and_store(
 
 
 def open_model(
-    name: str, tokenizer: str | None = None, dtype: str | None = None
+    name: str, tokenizer: str | None = None, dtype: str | None = None, weights: str | None = None
 ) -> "tuple[MambaForCausalLM, PreTrainedTokenizerFast]":
     """A stored model, or one with stored adapters merged into it, and its tokenizer.
 
@@ -122,15 +123,17 @@ def open_model(
         name: a folder, or a repository on the hub.
         tokenizer: where the tokenizer is, if it is elsewhere.
         dtype: of the weights; None or "auto" keeps theirs.
+        weights: what to store them in, see `mambakit.lm.quantise`; None leaves them.
 
-    Raises ArtefactError where either is missing.
+    Raises DataError for another name, ArtefactError where either is missing.
     """
     if (Path(name) / "adapter_config.json").is_file():
         from mambakit.lm.finetune import load_adapted
 
         model = load_adapted(name, dtype=dtype)
+        model = model if weights is None else quantise(model, weights)
     else:
-        model = MambaForCausalLM.from_pretrained(name, dtype=dtype)
+        model = MambaForCausalLM.from_pretrained(name, dtype=dtype, weights=weights)
     return model, load_tokenizer(Source(tokenizer or name).folder())
 
 

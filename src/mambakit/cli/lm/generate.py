@@ -17,6 +17,10 @@ A long text read once, and questions asked of its state:
   mambakit lm generate --prompt-file book.txt --max-new-tokens 0 --save-state book.state
 
   mambakit lm generate "The end is" --state book.state
+
+Faster, from weights of 8 bits:
+
+  mambakit lm generate "ROMEO:" --weights int8
 """
 
 
@@ -35,6 +39,9 @@ def generate(
     state: Annotated[Path | None, typer.Option(help="Go on from a state that was saved.")] = None,
     save_state: Annotated[Path | None, typer.Option(help="Save the state at the end.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: of the weights.")] = "auto",
+    weights: Annotated[
+        str | None, typer.Option(help="bfloat16, int8 or int4: store the weights so, and compute in float32.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the text.")] = False,
 ) -> None:
     """Print the text that follows a prompt."""
@@ -57,7 +64,7 @@ def generate(
     from mambakit.lm.workflow import open_model
 
     sampling = Sampling(temperature, top_k, top_p, seed)
-    network, words = open_model(model, tokenizer, dtype)
+    network, words = open_model(model, tokenizer, dtype, weights)
     decoder = Decoder(network, chunk=chunk)
     if state is not None:
         decoder.load(StateCache.load(state, network))
