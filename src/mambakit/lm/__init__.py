@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mambakit.lm.generation import generate_text as generate_text
     from mambakit.lm.model import MambaForCausalLM as MambaForCausalLM
     from mambakit.lm.model import MambaModel as MambaModel
+    from mambakit.lm.quantisation import quantise as quantise
     from mambakit.lm.tokenizers import byte_tokenizer as byte_tokenizer
     from mambakit.lm.tokenizers import load_tokenizer as load_tokenizer
     from mambakit.lm.tokenizers import train_tokenizer as train_tokenizer
@@ -28,6 +29,7 @@ _HOME = {
     "Decoder": "generation",
     "Sampling": "generation",
     "generate_text": "generation",
+    "quantise": "quantisation",
     "byte_tokenizer": "tokenizers",
     "train_tokenizer": "tokenizers",
     "load_tokenizer": "tokenizers",

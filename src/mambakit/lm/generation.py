@@ -131,7 +131,7 @@ class Decoder:
         """Read one token a row, (batch,); returns the logits (batch, vocab_size) of the next."""
         hidden = self._stepper(self.model.get_input_embeddings()(tokens))
         head = self.model.lm_head
-        self.logits = head(hidden.to(head.weight.dtype)).float()
+        self.logits = head(hidden.to(getattr(head, "weight", hidden).dtype)).float()
         self.length += 1
         return self.logits
 

@@ -24,6 +24,7 @@ from mambakit.lm.cache import StateCache, check_batch
 from mambakit.lm.checkpoint import Source, load_into, open_checkpoint, write_checkpoint
 from mambakit.lm.config import MambaConfig
 from mambakit.lm.packing import Packing, packing_of
+from mambakit.lm.quantisation import quantise
 from mambakit.nn import Backbone, Stepper
 
 
@@ -95,6 +96,7 @@ class MambaPreTrainedModel(PreTrainedModel):
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        weights: str | None = None,
         **changes: Any,
     ) -> Any:
         """Read a model from a folder or, online, from the hub, in either public format.
@@ -105,12 +107,15 @@ class MambaPreTrainedModel(PreTrainedModel):
             dtype: of the weights, or its name; None or "auto" keeps the checkpoint's. Rates and steps stay in float32.
             device_map: a device to put the model on.
             revision, cache_dir, token, local_files_only: of the hub.
+            weights: "bfloat16", "int8" or "int4" to store them so, for inference: see `mambakit.lm.quantise`.
             changes: settings of MambaConfig to change; `mixer_options` is merged.
 
         Raises:
             ArtefactError: a file is missing or damaged, a tensor is missing or misshapen; the message names it.
             DataError: a setting that does not exist.
         """
+        if weights is not None and _as_dtype(dtype) is not None:
+            raise DataError(f"give dtype or weights, one of them: weights={weights!r} computes in float32")
         source = Source(str(pretrained_model_name_or_path), revision, cache_dir, token, local_files_only)
         checkpoint = open_checkpoint(source)
         settings = checkpoint.settings
@@ -128,9 +133,19 @@ class MambaPreTrainedModel(PreTrainedModel):
             model.generation_config = GenerationConfig.from_dict(checkpoint.generation)
         model.config._name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
         model.preferred_format = checkpoint.format
+        if weights is not None:
+            checkpoint.tensors.clear()  # so that each is freed once it is quantised
+            quantise(model, weights)
         return model.to(device_map or "cpu").eval()
 
     preferred_format: str | None = None  # the one that it was read in
+    quantised: str | None = None  # what its weights are stored in, if not as parameters
+
+    def train(self, mode: bool = True) -> Any:
+        """As of torch; raises DataError for a quantised model, which can't be trained."""
+        if mode and self.quantised is not None:
+            raise DataError(f"weights in {self.quantised} can't be trained: read the model without quantising it")
+        return super().train(mode)
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -155,6 +170,11 @@ class MambaPreTrainedModel(PreTrainedModel):
         """
         if not safe_serialization:
             raise DataError("safe_serialization=False is not supported: give format='state-spaces-bin' for a .bin file")
+        if self.quantised is not None:
+            raise DataError(
+                f"no public format holds weights in {self.quantised}: save the model that was quantised, "
+                "and quantise it when it is read"
+            )
         if is_main_process:
             self.config.dtype = self.dtype
             write_checkpoint(Path(save_directory), self, format or self.preferred_format, state_dict)
@@ -376,7 +396,7 @@ class MambaForCausalLM(MambaPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept].to(self.lm_head.weight.dtype)).float()
+        logits = self.lm_head(hidden[:, kept].to(getattr(self.lm_head, "weight", hidden).dtype)).float()
         loss = None
         if labels is not None:
             if logits.shape[1] != hidden.shape[1]:

@@ -13,6 +13,7 @@ from mambakit.nn.ensemble_stepper import EnsembleStepper
 from mambakit.nn.mamba import Mamba, MambaState
 from mambakit.nn.mamba2 import GatedRMSNorm, Mamba2, Mamba2State
 from mambakit.nn.mamba3 import Mamba3, Mamba3State
+from mambakit.nn.quantised import QuantisedEmbedding, QuantisedLinear
 from mambakit.nn.s4d import S4D, S4DState, hippo_legs
 from mambakit.nn.stepper import Stepper
 
@@ -30,6 +31,8 @@ __all__ = [
     "AttentionState",
     "Bidirectional",
     "GatedMLP",
+    "QuantisedLinear",
+    "QuantisedEmbedding",
     "GatedRMSNorm",
     "Block",
     "Backbone",

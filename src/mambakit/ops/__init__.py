@@ -8,6 +8,7 @@ from mambakit.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from mambakit.ops.linear import linear
 from mambakit.ops.mamba3_inputs import Mamba3State
 from mambakit.ops.mamba3_scan import mamba3_scan, mamba3_step
+from mambakit.ops.quantised_linear import quantised_linear
 from mambakit.ops.rms_norm import gated_rms_norm, rms_norm
 from mambakit.ops.selective_scan import selective_scan, selective_scan_step
 from mambakit.ops.ssd import ssd, ssd_step
@@ -23,6 +24,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "linear",
+    "quantised_linear",
     "rms_norm",
     "gated_rms_norm",
 ]
