@@ -101,6 +101,24 @@ def test_convert_keeps_the_model_and_its_tokenizer(format: str, made: Path, tmp_
     assert isinstance(here("convert", made / "lm-model", tmp_path / "other").exception, ArtefactError)
 
 
+def test_bench_prints_speed_beside_its_floor_and_writes_it(made: Path, tmp_path: Path) -> None:
+    sizes = ["--prompt", 8, "--new-tokens", 2, "--turns", 1, "--batch", "1,2", "--weights", "float32,bfloat16"]
+    done = here("bench", made / "lm-model", *sizes, "--json", tmp_path / "speed.json")
+    assert done.exit_code == 0, done.output
+    runs = json.loads((tmp_path / "speed.json").read_text())["runs"]
+    assert [(run["weights"], run["batch"]) for run in runs] == [
+        ("float32", 1),
+        ("float32", 2),
+        ("bfloat16", 1),
+        ("bfloat16", 2),
+    ]
+    assert "memory read at" in done.stdout
+    for wrong in (["--batch", "0"], ["--batch", "x"], ["--shape", "mamba-130m"]):
+        assert here("bench", made / "lm-model", *wrong).exit_code == 2
+    assert here("bench").exit_code == 2
+    assert isinstance(here("bench", made / "lm-model", "--weights", "int2").exception, DataError)
+
+
 def test_convert_writes_the_file_of_llama_with_the_tokenizer(made: Path, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     file = tmp_path / "model.gguf"
