@@ -21,14 +21,14 @@ class Stack {
     norm_ = make_norm(norm, eps);
   }
 
-  void add_mamba(const OptionalInput &norm, float eps, bool residual, const Input &in_proj,
+  void add_mamba(const OptionalInput &norm, float eps, bool residual, const StoredMatrix &in_proj,
                  const OptionalInput &in_bias, const Input &conv_weight, const OptionalInput &conv_bias,
-                 const Input &x_proj, const Input &dt_proj, const Input &dt_bias, const Input &A_log, const Input &D,
-                 const Input &out_proj, const OptionalInput &out_bias, const Tensor &conv, const Tensor &ssm) {
+                 const StoredMatrix &x_proj, const StoredMatrix &dt_proj, const Input &dt_bias, const Input &A_log, const Input &D,
+                 const StoredMatrix &out_proj, const OptionalInput &out_bias, const Tensor &conv, const Tensor &ssm) {
     MambaStep &m = add(LayerKind::mamba, norm, eps, residual).mamba;
     m.dim = size(A_log, 0);
     m.state = size(A_log, 1);
-    m.rank = size(dt_proj, 1);
+    m.rank = dt_proj.view().size;
     m.in_proj = make_linear(in_proj, in_bias);
     m.x_proj = make_linear(x_proj, std::nullopt);
     m.dt_proj = make_linear(dt_proj, dt_bias);
@@ -39,10 +39,10 @@ class Stack {
     m.ssm = state(ssm);
   }
 
-  void add_mamba2(const OptionalInput &norm, float eps, bool residual, const Input &in_proj,
+  void add_mamba2(const OptionalInput &norm, float eps, bool residual, const StoredMatrix &in_proj,
                   const OptionalInput &in_bias, const Input &conv_weight, const OptionalInput &conv_bias,
                   const Input &A_log, const Input &D, const Input &dt_bias, float dt_min, float dt_max, int64_t groups,
-                  const OptionalInput &gated_norm, float gated_eps, bool norm_before_gate, const Input &out_proj,
+                  const OptionalInput &gated_norm, float gated_eps, bool norm_before_gate, const StoredMatrix &out_proj,
                   const OptionalInput &out_bias, const Tensor &conv, const Tensor &ssm) {
     Mamba2Step &m = add(LayerKind::mamba2, norm, eps, residual).mamba2;
     m.heads = size(ssm, 1);
@@ -63,11 +63,11 @@ class Stack {
     m.ssm = state(ssm);
   }
 
-  void add_mamba3(const OptionalInput &norm, float eps, bool residual, const Input &in_proj, const Input &B_norm,
+  void add_mamba3(const OptionalInput &norm, float eps, bool residual, const StoredMatrix &in_proj, const Input &B_norm,
                   float B_eps, const Input &C_norm, float C_eps, const Input &D, const Input &dt_bias,
                   const Input &B_bias, const Input &C_bias, const OptionalInput &mimo_x, const OptionalInput &mimo_z,
                   const OptionalInput &mimo_o, int64_t groups, bool rational, float A_floor,
-                  const OptionalInput &gated_norm, float gated_eps, const Input &out_proj, const Tensor &angle,
+                  const OptionalInput &gated_norm, float gated_eps, const StoredMatrix &out_proj, const Tensor &angle,
                   const Tensor &ssm, const Tensor &k, const Tensor &v) {
     Mamba3Step &m = add(LayerKind::mamba3, norm, eps, residual).mamba3;
     m.heads = size(ssm, 1);
@@ -97,17 +97,26 @@ class Stack {
     m.v = state(v);
   }
 
-  void add_mlp(const OptionalInput &norm, float eps, bool residual, const Input &fc1, const Input &fc2) {
+  void add_mlp(const OptionalInput &norm, float eps, bool residual, const StoredMatrix &fc1, const StoredMatrix &fc2) {
     MlpStep &m = add(LayerKind::mlp, norm, eps, residual).mlp;
     m.fc1 = make_linear(fc1, std::nullopt);
     m.fc2 = make_linear(fc2, std::nullopt);
   }
 
-  void add_projections(const Input &in_weight, const OptionalInput &in_bias, const Input &out_weight,
-                       const OptionalInput &out_bias, const Tensor &source, const Tensor &target) {
-    input_ = make_linear(in_weight, in_bias);
-    output_ = make_linear(out_weight, out_bias);
+  void set_input(const StoredMatrix &weight, const OptionalInput &bias, const Tensor &source) {
+    input_ = make_linear(weight, bias);
     source_ = state(source);
+  }
+
+  void set_embedding(const StoredMatrix &table, const Tensor &tokens) {
+    kept_matrices_.push_back(table);
+    kept_states_.push_back(tokens);
+    embedding_ = table.view();
+    tokens_ = static_cast<const int64_t *>(tokens.data());
+  }
+
+  void set_output(const StoredMatrix &weight, const OptionalInput &bias, const Tensor &target) {
+    output_ = make_linear(weight, bias);
     target_ = state(target);
   }
 
@@ -131,7 +140,9 @@ class Stack {
                       threads,
                       input_,
                       output_,
+                      embedding_,
                       source_,
+                      tokens_,
                       target_};
     nb::gil_scoped_release release;
     chosen_kernels().step(p);
@@ -158,8 +169,10 @@ class Stack {
     weight_bytes_ += int64_t(tensor->nbytes());
     return {tensor->data(), dtype_of(*tensor)};
   }
-  Linear make_linear(const Input &weight, const OptionalInput &bias) {
-    return {parameter(weight), parameter(bias), size(weight, 0), size(weight, 1)};
+  Linear make_linear(const StoredMatrix &weight, const OptionalInput &bias) {
+    kept_matrices_.push_back(weight);
+    weight_bytes_ += weight.bytes();
+    return {weight.view(), parameter(bias)};
   }
   Norm make_norm(const OptionalInput &weight, float eps) { return {parameter(weight), eps}; }
   Taps make_taps(const Input &weight, const OptionalInput &bias, const Tensor &conv) {
@@ -175,9 +188,12 @@ class Stack {
   Team team_;
   Norm norm_;
   Linear input_, output_;
+  Matrix embedding_;
   float *source_ = nullptr, *target_ = nullptr;
+  const int64_t *tokens_ = nullptr;
   std::vector<LayerStep> layers_;
   std::vector<Input> kept_inputs_;
+  std::vector<StoredMatrix> kept_matrices_;
   std::vector<Tensor> kept_states_;
 };
 
@@ -222,8 +238,9 @@ void bind_stack(nb::module_ &m) {
            "mimo_z"_a.none(), "mimo_o"_a.none(), "groups"_a, "rational"_a, "A_floor"_a, "gated_norm"_a.none(),
            "gated_eps"_a, "out_proj"_a, "angle"_a, "ssm"_a, "k"_a, "v"_a)
       .def("add_mlp", &Stack::add_mlp, "norm"_a.none(), "eps"_a, "residual"_a, "fc1"_a, "fc2"_a)
-      .def("add_projections", &Stack::add_projections, "in_weight"_a, "in_bias"_a.none(), "out_weight"_a,
-           "out_bias"_a.none(), "source"_a, "target"_a, "x = in(source) from now on, and target = out(y).")
+      .def("set_input", &Stack::set_input, "weight"_a, "bias"_a.none(), "source"_a, "x = weight source + bias from now on.")
+      .def("set_embedding", &Stack::set_embedding, "table"_a, "tokens"_a, "x = rows of the table from now on.")
+      .def("set_output", &Stack::set_output, "weight"_a, "bias"_a.none(), "target"_a, "A step sets target = weight y + bias.")
       .def("step", &Stack::step, "at_most"_a, "y = norm(layers(x)); the states advance. By so many threads as help.")
       .def("step_with", &Stack::step_with, "threads"_a, "As `step`, by so many threads.");
   nb::class_<Ensemble>(m, "Ensemble", "Stacks with projections that advance by the same token in one call.")

@@ -317,6 +317,7 @@ NB_MODULE(_native, m) {
         "grad_D"_a.none(), "grad_up"_a.none(), "grad_gate"_a.none(), "grad_down"_a.none(), "grad_B_bias"_a.none(),
         "grad_C_bias"_a.none(), "grad_speeds"_a.none(), "grad_steps"_a.none(), "grad_initial_angle"_a.none(),
         "grad_initial_state"_a.none());
+  bind_matrix(m);
   bind_stack(m);
 }
 

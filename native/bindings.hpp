@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "kernels.hpp"
+#include "matrix.hpp"
 
 namespace nb = nanobind;
 
@@ -22,6 +23,23 @@ using OptionalInput = std::optional<Input>;
 const KernelTable &chosen_kernels();
 
 Dtype dtype_of(const Input &tensor);
+
+// A matrix and the tensors that hold it.
+class StoredMatrix {
+ public:
+  StoredMatrix(const Input &values, const OptionalInput &scales);
+
+  const Matrix &view() const { return view_; }
+  int64_t bytes() const { return int64_t(values_.nbytes() + (scales_ ? scales_->nbytes() : 0)); }
+
+ private:
+  Input values_;
+  OptionalInput scales_;
+  Matrix view_;
+};
+
+// Adds the class `Matrix` and its functions.
+void bind_matrix(nb::module_ &m);
 
 // Adds the class `Stack`.
 void bind_stack(nb::module_ &m);

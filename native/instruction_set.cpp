@@ -20,10 +20,13 @@ namespace mambakit {
   void linear_recurrence(const LinearRecurrence &);                  \
   void linear_recurrence_backward(const LinearRecurrenceBackward &); \
   void step(const StackStep &);                                      \
+  void product(const MatrixProduct &);                               \
+  void dequantise(const Dequantisation &);                           \
   }
 #define MAMBAKIT_TABLE(isa) \
   {isa::scan_forward,      isa::scan_backward,              isa::convolution, isa::convolution_backward, \
-   isa::linear_recurrence, isa::linear_recurrence_backward, isa::step}
+   isa::linear_recurrence, isa::linear_recurrence_backward, isa::step,        isa::product,                \
+   isa::dequantise}
 
 namespace {
 struct InstructionSet {

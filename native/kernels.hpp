@@ -96,7 +96,9 @@ struct LinearRecurrenceBackward {
       *grad_initial_state, *grad_steps, *grad_initial_angle;
 };
 
-struct StackStep;  // step.hpp
+struct StackStep;       // step.hpp
+struct MatrixProduct;   // matrix.hpp
+struct Dequantisation;  // matrix.hpp
 
 struct KernelTable {
   void (*scan_forward)(const ScanForward &);
@@ -106,6 +108,8 @@ struct KernelTable {
   void (*linear_recurrence)(const LinearRecurrence &);
   void (*linear_recurrence_backward)(const LinearRecurrenceBackward &);
   void (*step)(const StackStep &);
+  void (*product)(const MatrixProduct &);
+  void (*dequantise)(const Dequantisation &);
 };
 
 // The names of the instruction sets compiled in that this processor runs, best first, and the kernels of each.

@@ -1,7 +1,7 @@
 // Products of a matrix with a few vectors: what one step of a layer spends its time on.
 #pragma once
 
-#include "kernels.hpp"
+#include "matrix.hpp"
 #include "vector.hpp"
 
 namespace mambakit {
@@ -13,10 +13,9 @@ struct Columns {
   int64_t count, stride;
 };
 
-// out[b * out_stride + r] = weight[first + r] . x_b for the rows [first, first + rows) of a matrix (..., size). Each
-// row is read from memory once, whatever the number of vectors.
-void multiply(const void *weight, Dtype dtype, int64_t size, int64_t first, int64_t rows, const Columns &x, float *out,
-              int64_t out_stride);
+// out[b * out_stride + r] = matrix[first + r] . x_b for the rows [first, first + rows). Each row is read from memory
+// once, whatever the number of vectors.
+void multiply(const Matrix &matrix, int64_t first, int64_t rows, const Columns &x, float *out, int64_t out_stride);
 
 }  // namespace MAMBAKIT_ISA
 }  // namespace mambakit

@@ -30,7 +30,17 @@ MAMBAKIT_INLINE Vec<float> load_wide<float16>(const float16 *p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
   return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, bits);
 }
+template <>
+MAMBAKIT_INLINE Vec<float> load_wide<int8_t>(const int8_t *p) {
+  const __m512i whole = _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+  return (Vec<float>)_mm512_maskz_cvtepi32_ps(0xffff, whole);
+}
 #elif defined(__AVX2__) && defined(__F16C__) && !defined(MAMBAKIT_PLAIN_VECTORS)
+template <>
+MAMBAKIT_INLINE Vec<float> load_wide<int8_t>(const int8_t *p) {
+  return (Vec<float>)_mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+}
 template <>
 MAMBAKIT_INLINE Vec<float> load_wide<bfloat16>(const bfloat16 *p) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));

@@ -27,6 +27,7 @@ MAMBAKIT_INLINE float float_of(uint32_t bits) {
 }
 
 MAMBAKIT_INLINE float widen(float x) { return x; }
+MAMBAKIT_INLINE float widen(int8_t x) { return float(x); }
 MAMBAKIT_INLINE double widen(double x) { return x; }
 MAMBAKIT_INLINE float widen(bfloat16 x) { return float_of(uint32_t(x.bits) << 16); }
 MAMBAKIT_INLINE float widen(float16 x) {

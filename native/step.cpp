@@ -4,6 +4,7 @@
 // The order of every sum is fixed by the shapes, so results do not depend on the number of threads.
 #include "step.hpp"
 
+#include "matrix_rows.hpp"
 #include "scratch.hpp"
 #include "step_work.hpp"
 
@@ -88,7 +89,7 @@ void step(const StackStep &p) {
   const WorkSizes sizes = sizes_of_stack(p);
   Scratch<float> projected(1, sizes.projected), inner(1, sizes.inner), shared(1, sizes.shared);
   Scratch<float> input(p.threads, sizes.input), own(p.threads, sizes.own);
-  if (!p.input.weight.data) std::memcpy(p.y, p.x, size_t(p.batch * p.d_model) * sizeof(float));
+  if (!p.input.data && !p.embedding.data) std::memcpy(p.y, p.x, size_t(p.batch * p.d_model) * sizeof(float));
 #pragma omp parallel num_threads(p.threads)
   {
     Work work{p.batch,           p.d_model,     0,              1,           p.y,
@@ -97,7 +98,13 @@ void step(const StackStep &p) {
     work.thread = omp_get_thread_num();
     work.threads = omp_get_num_threads();  // perhaps fewer than were asked for
 #endif
-    if (p.input.weight.data) {
+    if (p.embedding.data) {
+      const Range rows = work.share(p.batch, 1);
+      for (int64_t b = rows.first; b < rows.last; ++b)
+        read_matrix_row(p.embedding, p.tokens[b], p.y + b * p.d_model);
+      work.barrier();
+    }
+    if (p.input.data) {
       project(p.input, {p.source, p.batch, p.input.size}, work.share(p.d_model, row_block), p.y, p.d_model);
       work.barrier();
     }
@@ -107,7 +114,7 @@ void step(const StackStep &p) {
       for (int64_t b = rows.first; b < rows.last; ++b)
         normalise(p.y + b * p.d_model, p.d_model, p.norm, 0, p.y + b * p.d_model);
     }
-    if (p.output.weight.data) {
+    if (p.output.data) {
       work.barrier();
       const Range rows = work.share(p.output.rows, row_block);
       project(p.output, {p.y, p.batch, p.d_model}, rows, p.target, p.output.rows);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels.hpp"
+#include "matrix.hpp"
 
 namespace mambakit {
 
@@ -11,9 +12,8 @@ struct Parameter {
   Dtype dtype = Dtype::float32;
 };
 
-struct Linear {
-  Parameter weight, bias;  // (rows, size) and (rows)
-  int64_t rows = 0, size = 0;
+struct Linear : Matrix {
+  Parameter bias;  // (rows)
 };
 
 struct Norm {
@@ -76,8 +76,8 @@ struct LayerStep {
   MlpStep mlp;
 };
 
-// y = norm(layers(x)), both (batch, d_model); every state is advanced in place. Where there are projections, x is
-// input(source), and target (batch, output.rows) becomes output(y).
+// y = norm(layers(x)), both (batch, d_model); every state is advanced in place. x is input(source) where there is an
+// input, or rows of the embedding where there is one; target (batch, output.rows) becomes output(y) where there is one.
 struct StackStep {
   int64_t batch, d_model;
   const LayerStep *layers;
@@ -87,7 +87,9 @@ struct StackStep {
   float *y;
   int threads;
   Linear input, output;
+  Matrix embedding;
   const float *source;
+  const int64_t *tokens;  // (batch), rows of the embedding
   float *target;
 };
 

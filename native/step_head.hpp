@@ -54,7 +54,7 @@ MAMBAKIT_INLINE void advance_state(float *h, int64_t rows, int64_t size, float d
     int64_t row = first;
     for (; row + tile <= last; row += tile) advance_rows<tile>(h, row, size, decay, in);
     for (; row < last; ++row) advance_rows<1>(h, row, size, decay, in);
-    multiply(h, Dtype::float32, size, first, last - first, queries, y + first, rows);
+    multiply({h, nullptr, Encoding::float32, rows, size}, first, last - first, queries, y + first, rows);
   }
 }
 

@@ -84,7 +84,7 @@ MAMBAKIT_INLINE void normalise(const float *x, int64_t size, const Norm &norm, i
 // Rows of `linear` times x, into out[b * stride + row].
 MAMBAKIT_INLINE void project(const Linear &linear, const Columns &x, Range rows, float *out, int64_t stride) {
   if (rows.size() == 0) return;
-  multiply(linear.weight.data, linear.weight.dtype, linear.size, rows.first, rows.size(), x, out + rows.first, stride);
+  multiply(linear, rows.first, rows.size(), x, out + rows.first, stride);
   if (!linear.bias.data) return;
   for (int64_t b = 0; b < x.count; ++b)
     for (int64_t r = rows.first; r < rows.last; r += lanes<float>) {

@@ -90,7 +90,7 @@ class Decoder:
         self.model, self.batch, self.chunk = model, batch, chunk
         self.logits: Tensor | None = None
         self.length = 0
-        self._stepper = model.get_base().stepper(batch)
+        self._stepper = model.stepper(batch)
 
     @property
     def backend(self) -> str:
@@ -129,9 +129,7 @@ class Decoder:
     @torch.no_grad()
     def step(self, tokens: Tensor) -> Tensor:
         """Read one token a row, (batch,); returns the logits (batch, vocab_size) of the next."""
-        hidden = self._stepper(self.model.get_input_embeddings()(tokens))
-        head = self.model.lm_head
-        self.logits = head(hidden.to(getattr(head, "weight", hidden).dtype)).float()
+        self.logits = self._stepper(tokens)
         self.length += 1
         return self.logits
 

@@ -345,6 +345,11 @@ class MambaForCausalLM(MambaPreTrainedModel, GenerationMixin):
         """Put another embedding in its place."""
         self.backbone.set_input_embeddings(value)
 
+    def stepper(self, batch: int) -> Stepper:
+        """What steps from tokens (batch,) to the logits (batch, vocab_size) of the next, in one native call."""
+        _check_convolutions(self.backbone.layers)
+        return Stepper(self.backbone.stack, batch, embedding=self.backbone.embeddings, head=self.lm_head)
+
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
         return self.lm_head

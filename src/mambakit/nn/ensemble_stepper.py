@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mambakit.nn import native_stack
@@ -74,12 +74,8 @@ class _CompiledSteps:
                 state = tree_map(lambda part: part.float().contiguous().clone(), _initial_state(embed, stack))
                 hidden = torch.zeros(2, 1, embed.out_features)
                 compiled = native_stack.build(stack, state, *hidden)
-                compiled.add_projections(
-                    **{f"in_{name}": parameter for name, parameter in _detached(embed).items()},
-                    **{f"out_{name}": parameter for name, parameter in _detached(head).items()},
-                    source=source,
-                    target=torch.zeros_like(self._result),
-                )
+                compiled.set_input(*native_stack.weight_and_bias(embed), source)
+                compiled.set_output(*native_stack.weight_and_bias(head), torch.zeros_like(self._result))
                 stacks.append(compiled)
                 self._states += tree_leaves(state)
             self._initial = [part.clone() for part in self._states]
@@ -128,7 +124,3 @@ def _initial_state(embed: nn.Linear, stack: nn.Module) -> Any:
     """The state of an empty sequence."""
     with torch.no_grad():
         return stack(torch.empty(1, 0, embed.out_features))[1]
-
-
-def _detached(linear: nn.Linear) -> dict[str, Tensor | None]:
-    return {"weight": linear.weight.detach(), "bias": None if linear.bias is None else linear.bias.detach()}

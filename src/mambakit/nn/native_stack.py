@@ -15,6 +15,7 @@ from mambakit.nn.linear import Linear
 from mambakit.nn.mamba import DeltaProjection, Mamba
 from mambakit.nn.mamba2 import GatedRMSNorm, Mamba2
 from mambakit.nn.mamba3 import Mamba3, RMSNorm
+from mambakit.nn.quantised import QuantisedEmbedding, QuantisedLinear
 from mambakit.ops import dispatch
 from mambakit.ops.cpu import native
 
@@ -22,8 +23,10 @@ from mambakit.ops.cpu import native
 _MODULES = {
     *(Backbone, Block, GatedMLP, Mamba, Mamba2, Mamba3),
     *(DeltaProjection, GatedRMSNorm, RMSNorm, nn.RMSNorm, Linear, nn.Linear, nn.Conv1d, nn.ModuleList),
+    *(nn.Embedding, QuantisedLinear, QuantisedEmbedding),
 }
 _DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+_QUANTISED = (QuantisedLinear, QuantisedEmbedding)
 
 
 def refusal(layer: nn.Module) -> str:
@@ -35,10 +38,12 @@ def refusal(layer: nn.Module) -> str:
             return f"{type(module).__name__} has hooks, which it would not call"
         if isinstance(module, Mamba) and module.b_c_dt_rms_eps is not None:
             return "b_c_dt_rms_eps is set, and it does not norm dt, B and C"
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            return "the embedding has a max_norm, which it would not enforce"
         if isinstance(module, Block) and module.dropout and module.training:
             return "dropout is active: call eval() on the layer"
-    for name, parameter in layer.named_parameters():
-        if parameter.dtype not in _DTYPES:
+    for name, parameter in [*layer.named_parameters(), *layer.named_buffers()]:
+        if parameter.dtype not in _DTYPES and not name.endswith("values"):
             return f"{name} is {parameter.dtype}"
         if not parameter.is_contiguous():
             return f"{name} is not contiguous"
@@ -55,13 +60,32 @@ class CompiledSteps:
         layer: a Backbone, a Block or a mixer.
         d_model: its width.
         state: the layer's, of the sequences that it will step; it is copied.
+        embedding, head: what stands before it and after it, if anything does.
     """
 
-    def __init__(self, layer: nn.Module, d_model: int, state: Any) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        d_model: int,
+        state: Any,
+        embedding: nn.Module | None = None,
+        head: nn.Module | None = None,
+    ) -> None:
         with torch.inference_mode(False):  # which would let no one else change what it makes
             self._state = tree_map(lambda part: part.detach().to("cpu", torch.float32, copy=True).contiguous(), state)
-            self._x, self._y = torch.zeros(2, tree_leaves(state)[0].shape[0], d_model)
-        self._stack = build(layer, self._state, self._x, self._y)
+            batch = tree_leaves(state)[0].shape[0]
+            self._x, self._y = torch.zeros(2, batch, d_model)
+            self._stack = build(layer, self._state, self._x, self._y)
+            self._tokens = None
+            if embedding is not None:
+                table = matrix(embedding)
+                self._x = torch.zeros(batch, dtype=torch.long)
+                self._tokens = table.rows
+                self._stack.set_embedding(table, self._x)
+            if head is not None:
+                weight, bias = weight_and_bias(head)
+                self._y = torch.zeros(batch, weight.rows)
+                self._stack.set_output(weight, bias, self._y)
 
     @property
     def state(self) -> Any:
@@ -75,8 +99,10 @@ class CompiledSteps:
                 part.copy_(new)
 
     def step(self, x: Tensor) -> Tensor:
-        """x and y (batch, d_model); gradients are not being recorded, or x needs none."""
+        """What goes in and comes out as of the stepper; gradients are not being recorded, or x needs none."""
         self._x.copy_(x)
+        if self._tokens is not None and not all(0 <= token < self._tokens for token in self._x.tolist()):
+            raise IndexError(f"tokens must be at least 0 and below {self._tokens}, got {x.tolist()}")
         self._stack.step(torch.get_num_threads())
         return self._y.clone()
 
@@ -95,9 +121,18 @@ def build(layer: nn.Module, state: Any, x: Tensor, y: Tensor) -> Any:
             continue
         _add_mixer(stack, part.mixer, of_part, {**_norm(part.norm), "residual": True})
         if part.mlp is not None:
-            fc1, fc2 = part.mlp.fc1.weight.detach(), part.mlp.fc2.weight.detach()
-            stack.add_mlp(**_norm(part.norm2), residual=True, fc1=fc1, fc2=fc2)
+            stack.add_mlp(**_norm(part.norm2), residual=True, fc1=matrix(part.mlp.fc1), fc2=matrix(part.mlp.fc2))
     return stack
+
+
+def matrix(module: Any) -> Any:
+    """The native matrix of a linear layer or an embedding, plain or quantised, used in place."""
+    return native.Matrix(*module.matrix) if isinstance(module, _QUANTISED) else native.Matrix(module.weight.detach())
+
+
+def weight_and_bias(linear: Any) -> tuple[Any, Tensor | None]:
+    """Those of a linear layer, plain or quantised."""
+    return matrix(linear), None if linear.bias is None else linear.bias.detach()
 
 
 def _add_mixer(stack: Any, mixer: nn.Module, state: Any, around: dict[str, Any]) -> None:
@@ -116,8 +151,8 @@ def _norm(norm: Any) -> dict[str, Any]:
 def _mamba(mixer: Mamba) -> dict[str, Any]:
     parameters = {
         **_convolution_and_projections(mixer),
-        "x_proj": mixer.x_proj.weight,
-        "dt_proj": mixer.dt_proj.weight,
+        "x_proj": matrix(mixer.x_proj),
+        "dt_proj": matrix(mixer.dt_proj),
         "dt_bias": mixer.dt_proj.bias,
         "A_log": mixer.A_log,
         "D": mixer.D,
@@ -145,7 +180,7 @@ def _mamba3(mixer: Mamba3) -> dict[str, Any]:
     parameters = {name: getattr(mixer, name) for name in ("D", "dt_bias", "B_bias", "C_bias")}
     parameters |= {name: getattr(mixer, name) for name in ("mimo_x", "mimo_z", "mimo_o")}
     parameters |= {"B_norm": mixer.B_norm.weight, "C_norm": mixer.C_norm.weight}
-    parameters |= {"in_proj": mixer.in_proj.weight, "out_proj": mixer.out_proj.weight}
+    parameters |= {"in_proj": matrix(mixer.in_proj), "out_proj": matrix(mixer.out_proj)}
     settings = {
         "B_eps": mixer.B_norm.eps,
         "C_eps": mixer.C_norm.eps,
@@ -156,13 +191,13 @@ def _mamba3(mixer: Mamba3) -> dict[str, Any]:
     return {**_detached(parameters), **_gated_norm(mixer.norm), **settings}
 
 
-def _convolution_and_projections(mixer: Mamba | Mamba2) -> dict[str, Tensor | None]:
+def _convolution_and_projections(mixer: Mamba | Mamba2) -> dict[str, Any]:
     return {
-        "in_proj": mixer.in_proj.weight,
+        "in_proj": matrix(mixer.in_proj),
         "in_bias": mixer.in_proj.bias,
         "conv_weight": mixer.conv1d.weight,
         "conv_bias": mixer.conv1d.bias,
-        "out_proj": mixer.out_proj.weight,
+        "out_proj": matrix(mixer.out_proj),
         "out_bias": mixer.out_proj.bias,
     }
 
@@ -172,5 +207,5 @@ def _gated_norm(norm: GatedRMSNorm | None) -> dict[str, Any]:
     return {"gated_norm": around["norm"], "gated_eps": around["eps"]}
 
 
-def _detached(parameters: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-    return {name: None if parameter is None else parameter.detach() for name, parameter in parameters.items()}
+def _detached(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: part.detach() if isinstance(part, Tensor) else part for name, part in parameters.items()}

@@ -34,6 +34,8 @@ class Stepper:
     Args:
         layer: a Backbone, a Block, or a mixer of the kinds Mamba, Mamba2, Mamba3.
         batch_size: sequences that advance together.
+        embedding: a module that makes vectors (batch_size, d_model) of tokens (batch_size,); x are then tokens.
+        head: a linear layer that y goes through.
 
     Attributes:
         backend: "cpu" where the compiled stack takes the steps; "layers" where the layers do, which is slower and gives
@@ -48,17 +50,27 @@ class Stepper:
     >>> y = stepper(torch.randn(1, 32))  # the step after those hundred
     """
 
-    def __init__(self, layer: nn.Module, batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        batch_size: int = 1,
+        *,
+        embedding: nn.Module | None = None,
+        head: nn.Module | None = None,
+    ) -> None:
         if not isinstance(layer, Backbone | Block | Mamba | Mamba2 | Mamba3):
             raise TypeError(f"layer must be a Backbone, a Block, a Mamba, Mamba2 or Mamba3, got {type(layer).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.layer, self.batch_size = layer, batch_size
+        self.layer, self.batch_size, self.embedding, self.head = layer, batch_size, embedding, head
         self._d_model: int = _width(layer)
+        self._parts = [part for part in (layer, embedding, head) if part is not None]
         self._parameters = [
-            (module._parameters, name)
-            for module in layer.modules()
-            for name, parameter in module._parameters.items()
+            (tensors, name)
+            for part in self._parts
+            for module in part.modules()
+            for tensors in (module._parameters, module._buffers)
+            for name, parameter in tensors.items()
             if parameter is not None
         ]
         self._bind(self._initial_state())
@@ -82,16 +94,22 @@ class Stepper:
 
     def fork(self) -> "Stepper":
         """Another stepper of the same layer, which carries on from the same state on its own."""
-        other = Stepper(self.layer, self.batch_size)
+        other = Stepper(self.layer, self.batch_size, embedding=self.embedding, head=self.head)
         other._steps.load(self.state)
         return other
 
     def __call__(self, x: Tensor) -> Tensor:
         """Take one step: x (batch_size, d_model) of any floating dtype; y is float32 (float64 in a float64 model).
 
-        Raises ValueError for a wrong shape, and where a gradient of x would be lost.
+        With an embedding x are tokens (batch_size,) instead, and with a head y is what it says.
+
+        Raises ValueError for a wrong shape, and where a gradient of x would be lost; IndexError for tokens that the
+        embedding does not have.
         """
-        if x.shape != (self.batch_size, self._d_model):
+        if self.embedding is not None:
+            if x.shape != (self.batch_size,) or x.is_floating_point():
+                raise ValueError(f"x must be {self.batch_size} tokens, got {x.dtype} of shape {tuple(x.shape)}")
+        elif x.shape != (self.batch_size, self._d_model):
             expected = (self.batch_size, self._d_model)
             raise ValueError(f"x must have shape (batch_size, d_model) = {expected}, got {tuple(x.shape)}")
         if x.requires_grad and torch.is_grad_enabled():
@@ -103,12 +121,12 @@ class Stepper:
 
     def _bind(self, state: Any) -> None:
         """Choose who takes the steps, by the parameters as they are now."""
-        self.reason = native_stack.refusal(self.layer)
+        self.reason = next((reason for part in self._parts if (reason := native_stack.refusal(part))), "")
         self.backend = "layers" if self.reason else "cpu"
         self._steps: _LayerSteps | native_stack.CompiledSteps = (
-            _LayerSteps(self.layer, state)
+            _LayerSteps(self.layer, state, self.embedding, self.head)
             if self.reason
-            else native_stack.CompiledSteps(self.layer, self._d_model, state)
+            else native_stack.CompiledSteps(self.layer, self._d_model, state, self.embedding, self.head)
         )
         self._bound_to = self._addresses()
 
@@ -142,8 +160,8 @@ class Stepper:
 class _LayerSteps:
     """Steps taken by the layer itself."""
 
-    def __init__(self, layer: nn.Module, state: Any) -> None:
-        self._layer = layer
+    def __init__(self, layer: nn.Module, state: Any, embedding: nn.Module | None, head: nn.Module | None) -> None:
+        self._layer, self._embedding, self._head = layer, embedding, head
         self.load(state)
 
     def load(self, state: Any) -> None:
@@ -152,8 +170,13 @@ class _LayerSteps:
 
     def step(self, x: Tensor) -> Tensor:
         with torch.no_grad():
+            if self._embedding is not None:
+                x = self._embedding(x)
             y, self.state = self._layer(_as_input(self._layer, x)[:, None], self.state)
-        return y[:, 0].to(torch.promote_types(y.dtype, torch.float32))
+            y = y[:, 0]
+            if self._head is not None:
+                y = self._head(y.to(getattr(self._head, "weight", y).dtype))
+        return y.to(torch.promote_types(y.dtype, torch.float32))
 
 
 def _width(layer: Any) -> int:
@@ -164,4 +187,4 @@ def _width(layer: Any) -> int:
 
 def _as_input(layer: Any, x: Tensor) -> Tensor:
     """`x` in the dtype that the layer expects; blocks convert theirs, so that their residual stays wide."""
-    return x if isinstance(layer, Backbone | Block) else x.to(layer.in_proj.weight.dtype)
+    return x if isinstance(layer, Backbone | Block) else x.to(getattr(layer.in_proj, "weight", x).dtype)

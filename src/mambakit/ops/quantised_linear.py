@@ -13,11 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mambakit.ops import cpu, dispatch
 from mambakit.ops.linear import linear
 
 FORMATS = ("bfloat16", "int8", "int4")
 GROUP = 32  # columns that share a scale in int4
-_BLOCK = 1 << 16  # weights that are quantised at a time: what the second-level cache holds
+_FEW_ROWS = 16  # that are multiplied as the matrix is stored; more are worth a matrix in float32
+_BYTES_OF_A_THREAD = 1 << 18  # that take longer to read than a thread to wake
+_BLOCK = 1 << 14  # weights that are quantised at a time: what the caches hold
 _SHRINKAGE = (1.0, 0.95, 0.9, 0.85, 0.8)  # of int4's scales; a smaller one clips the largest and serves the others
 
 
@@ -39,6 +42,10 @@ class QuantisedMatrix(NamedTuple):
 
     def dequantise(self) -> Tensor:
         """The matrix in float32."""
+        if self.values.dim() == 2 and _by_extension(self.values):
+            matrix = torch.empty(self.values.shape[0], self.columns)
+            cpu.native.dequantise(cpu.native.Matrix(*self), matrix, torch.get_num_threads())
+            return matrix
         if self.scales is None:
             return self.values.float()
         if self.values.dtype == torch.int8:
@@ -67,12 +74,27 @@ def quantise_matrix(weight: Tensor, format: str) -> QuantisedMatrix:
 
 def quantised_linear(x: Tensor, weight: QuantisedMatrix, bias: Tensor | None = None) -> Tensor:
     """x (..., columns) times the transpose of a quantised weight, plus bias (rows,): (..., rows) in the dtype of x."""
+    rows = x.numel() // max(1, x.shape[-1])
+    if rows <= _FEW_ROWS and _by_extension(x) and not (x.requires_grad and torch.is_grad_enabled()):
+        # Read as it is stored: less than half of the bytes, where reading them is all that takes time.
+        y = torch.empty(rows, weight.values.shape[0])
+        vectors = x.detach().float().reshape(rows, x.shape[-1]).contiguous()
+        cpu.native.product(cpu.native.Matrix(*weight), vectors, y, _threads(weight))
+        return (y if bias is None else y + bias).view(*x.shape[:-1], y.shape[1]).to(x.dtype)
     return linear(x, weight.dequantise().to(x.dtype), bias)
+
+
+def _by_extension(tensor: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and dispatch.choose(tensor.device) == "cpu"
+
+
+def _threads(weight: QuantisedMatrix) -> int:
+    return max(1, min(torch.get_num_threads(), weight.values.nbytes // _BYTES_OF_A_THREAD))
 
 
 def _in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = weight.abs().amax(dim=1, keepdim=True) / 127
-    return (weight / _divisor(scales)).round_().to(torch.int8), scales[:, 0]
+    return _rounded(weight / _divisor(scales)).to(torch.int8), scales[:, 0]
 
 
 def _in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +104,7 @@ def _in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales, values, error = furthest, groups, torch.full_like(furthest, torch.inf)
     for shrinkage in _SHRINKAGE:
         tried = (furthest * (shrinkage / -8)).bfloat16().float()
-        rounded = (groups / _divisor(tried)).round_().clamp_(-8, 7)
+        rounded = _rounded(groups / _divisor(tried)).clamp_(-8, 7)
         wrong = (rounded * tried - groups).square_().sum(dim=2, keepdim=True)
         better = wrong < error
         scales, values = torch.where(better, tried, scales), torch.where(better, rounded, values)
@@ -90,6 +112,11 @@ def _in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     codes = (values + 8).to(torch.uint8)
     low, high = codes.split(GROUP // 2, dim=2)
     return (low | high << 4).flatten(1), scales[..., 0].bfloat16()
+
+
+def _rounded(x: Tensor) -> Tensor:
+    # Adding 1.5 2^23 leaves no bits for fractions. torch.round would wake all threads for each of the blocks.
+    return x.add(12582912.0).sub_(12582912.0)
 
 
 def _divisor(scales: Tensor) -> Tensor:
