@@ -61,3 +61,20 @@ def test_llama_reads_and_steps_as_ours_does(tmp_path: Path) -> None:
         torch.testing.assert_close(read, whole[-2], atol=1e-3, rtol=0)
         torch.testing.assert_close(step, whole[-1], atol=1e-3, rtol=0)
     opened.close()
+
+
+def test_the_loop_over_unbind_computes_what_the_models_of_transformers_compute() -> None:
+    from benchmarks.compat import both, forward, training_step
+
+    models, ids = both("mamba", 32, 8), torch.randint(2, 30, (2, 9))
+    assert list(models) == ["alone", "unbind", "served"]
+    for run in (forward, training_step):
+        for model in models.values():
+            run(model, ids)
+    alone, looped = (dict(models[name].named_parameters()) for name in ("alone", "unbind"))
+    for name, parameter in alone.items():
+        torch.testing.assert_close(looped[name].grad, parameter.grad, atol=1e-4, rtol=1e-3)
+    with torch.no_grad():
+        found = [model.eval()(ids, use_cache=False).logits for model in models.values()]
+    for logits in found[1:]:
+        torch.testing.assert_close(logits, found[0], atol=1e-4, rtol=1e-3)
