@@ -50,6 +50,22 @@ def test_portable_agrees_with_the_reference(groups: int, dtype: torch.dtype) -> 
     assert_backend_agrees(functools.partial(plain, groups=groups), t, "portable", dtype)
 
 
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_gradients_the_result_is_the_same(dtype: torch.dtype, groups: int, before: bool) -> None:
+    t = make(dtype, 2, 150, 12)  # more rows than a block
+    t["z"] = torch.cat([t["z"], t["x"]], -1)[..., :12]  # a slice, as a mixer gives it
+    recorded = gated(t["x"].clone().requires_grad_(), t["weight"], t["z"], groups, before)[0].detach()
+    with torch.no_grad():
+        found = gated(**t, groups=groups, before=before)[0]
+    assert found.dtype == dtype
+    assert not torch.equal(found, t["x"])
+    wide = torch.promote_types(dtype, torch.float32)
+    bound = {torch.bfloat16: 2**-7, torch.float16: 2**-9}.get(dtype, 1e-6)  # one rounding
+    torch.testing.assert_close(found.to(wide), recorded.to(wide), rtol=bound, atol=bound)
+
+
 @pytest.mark.parametrize("shape", [(12,), (0, 12), (2, 0, 12), (1, 1, 1, 2)])
 def test_any_number_of_leading_axes(shape: tuple[int, ...]) -> None:
     assert_backend_agrees(gated, make(torch.float32, *shape), "portable", torch.float32)

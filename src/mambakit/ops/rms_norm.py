@@ -6,10 +6,12 @@
 Sums are in float32 (float64 for float64) whatever the dtype of x.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.ops import dispatch
+from mambakit.ops.portable.rms_norm import gated_rms_norm_in_blocks
 from mambakit.ops.portable.rms_norm import rms_norm as portable
 from mambakit.ops.reference.rms_norm import rms_norm as reference
 
@@ -58,10 +60,23 @@ def gated_rms_norm(
     _check(x, weight, z, groups)
     wide = dispatch.accumulation_dtype(x, weight, z)
     kernel = _KERNELS[dispatch.choose(x.device, backend, tuple(_KERNELS))]
+    if kernel is portable and _nothing_is_recorded(x, weight, z):
+        return gated_rms_norm_in_blocks(x, weight.to(wide), z, eps, groups, norm_before_gate).to(x.dtype)
     rows, gate, weight = x.to(wide), F.silu(z.to(wide)), weight.to(wide)
     if norm_before_gate:
         return (kernel(rows, weight, eps, groups) * gate).to(x.dtype)
     return kernel(rows * gate, weight, eps, groups).to(x.dtype)
+
+
+def _nothing_is_recorded(*tensors: Tensor) -> bool:
+    """Whether this is plain execution on the CPU, without gradients, compilation or function transforms."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.numel() for t in tensors)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
 
 
 def _check(x: Tensor, weight: Tensor, z: Tensor | None, groups: int) -> None:
