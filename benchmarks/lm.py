@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -277,6 +277,8 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     console = Console(width=None if Console().is_terminal else 120)
     sizes, changes = (SMALL, QUICK) if options.quick else (FULL, {})
+    asked = {"prompt": options.prompt, "turns": options.turns}
+    sizes = replace(sizes, **{name: number for name, number in asked.items() if number})
 
     def make() -> MambaForCausalLM:
         return random_model(options.shape, **changes)
@@ -310,6 +312,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lm", description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=list(SHAPES), default="mamba-130m")
     parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--prompt", type=int, help=f"tokens that are read, {FULL.prompt} where the goals are named")
+    parser.add_argument("--turns", type=int, help=f"of whose times the medians are shown, {FULL.turns}")
     parser.add_argument("--quick", action="store_true", help="a small model and a turn each")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every figure to FILE")
     return parser.parse_args()
