@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.ops import dispatch
-from mambakit.ops.portable.rms_norm import gated_rms_norm_in_blocks
+from mambakit.ops.portable.rms_norm import gated_rms_norm_in_blocks, rms_norm_in_blocks
 from mambakit.ops.portable.rms_norm import rms_norm as portable
 from mambakit.ops.reference.rms_norm import rms_norm as reference
 
@@ -40,6 +40,8 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-5, groups: int = 1, b
     _check(x, weight, None, groups)
     wide = dispatch.accumulation_dtype(x, weight)
     kernel = _KERNELS[dispatch.choose(x.device, backend, tuple(_KERNELS))]
+    if kernel is portable and _nothing_is_recorded(x, weight):
+        return rms_norm_in_blocks(x, weight.to(wide), eps, groups).to(x.dtype)
     return kernel(x.to(wide), weight.to(wide), eps, groups).to(x.dtype)
 
 
