@@ -13,8 +13,10 @@ the model's parts grow alike, and 24 of transformers' layers would take an hour.
 """
 
 import argparse
+import copy
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -140,11 +142,12 @@ def decoding(
         peers: list[float] = []
         found: list[Speed] = []
         for batch in sizes.batches:
+            print(f"decoding, {weights}, batch {batch} ...", file=sys.stderr)
             # llama.cpp takes a turn after each of ours, on one row.
             turn = partial(_turn_of_llama, opened, ids, sizes, peers) if opened and batch == 1 else _nothing
             found.append(
                 measure(
-                    lambda: quantise(make(), weights),  # noqa: B023 - called at once
+                    partial(_stored, model, weights),
                     weights,
                     batch,
                     prompt=sizes.prompt,
@@ -224,6 +227,10 @@ def _unbind_loop() -> Any:
         yield
     finally:
         mamba.ops = before
+
+
+def _stored(model: MambaForCausalLM, weights: str) -> MambaForCausalLM:
+    return quantise(copy.deepcopy(model), weights)
 
 
 def _turn_of_llama(opened: Llama, ids: Tensor, sizes: Sizes, seconds: list[float]) -> None:
