@@ -35,6 +35,7 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	$(SAY) "Measuring ours beside the peers"
 	$(RUN)/python -m benchmarks
+	$(RUN)/python -m benchmarks.lm
 
 clean:
 	rm -rf $(VENV) build dist models

@@ -36,6 +36,30 @@ def stepwise_scan(
     return _outputs(steps, u, D, z)
 
 
+def unbind_scan_of_transformers(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+    *,
+    delta_softplus: bool,
+    return_last_state: bool,
+    **settings: object,
+) -> Tensor:
+    """`unbind_scan` in the place of the scan of transformers' modeling files, which is channels first and indexes.
+
+    `settings` choose among transformers' own scans.
+    """
+    if return_last_state or not delta_softplus:
+        raise NotImplementedError("the loop is that of a whole sequence, with softplus, and keeps no state")
+    u, delta, B, C, z = (t.transpose(1, 2) for t in (u, delta, B, C, z))
+    return unbind_scan(u, delta, A, B, C, D, z, delta_bias).transpose(1, 2)
+
+
 def _outputs(steps: Iterator[tuple[Tensor, Tensor, Tensor]], u: Tensor, D: Tensor, z: Tensor) -> Tensor:
     h, y = u.new_zeros(()), []
     for decay, source, C_t in steps:

@@ -126,6 +126,48 @@ def test_convert_keeps_the_model_and_its_tokenizer(format: str, made: Path, tmp_
     assert isinstance(here("convert", made / "lm-model", tmp_path / "other").exception, ArtefactError)
 
 
+def test_bench_prints_speed_beside_its_floor_and_writes_it(made: Path, tmp_path: Path) -> None:
+    sizes = ["--prompt", 8, "--new-tokens", 2, "--turns", 1, "--batch", "1,2", "--weights", "float32,bfloat16"]
+    done = here("bench", made / "lm-model", *sizes, "--json", tmp_path / "speed.json")
+    assert done.exit_code == 0, done.output
+    runs = json.loads((tmp_path / "speed.json").read_text())["runs"]
+    assert [(run["weights"], run["batch"]) for run in runs] == [
+        ("float32", 1),
+        ("float32", 2),
+        ("bfloat16", 1),
+        ("bfloat16", 2),
+    ]
+    assert "memory read at" in done.stdout
+    for wrong in (["--batch", "0"], ["--batch", "x"], ["--shape", "mamba-130m"]):
+        assert here("bench", made / "lm-model", *wrong).exit_code == 2
+    assert here("bench").exit_code == 2
+    assert isinstance(here("bench", made / "lm-model", "--weights", "int2").exception, DataError)
+
+
+def test_convert_writes_the_file_of_llama_with_the_tokenizer(made: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    file = tmp_path / "model.gguf"
+    done = here("convert", made / "lm-model", "--to", "gguf", "--type", "q8_0", "--out", file)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"{file}: gguf, q8_0, ")
+    assert len(done.stdout.splitlines()) == 1, "nothing is lost"
+    fields = gguf.GGUFReader(file).fields
+    assert fields["general.architecture"].contents() == "mamba"
+    assert fields["tokenizer.ggml.tokens"].contents()[256] == "<|endoftext|>"
+    (made / "lm-model" / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    try:
+        bare = here("convert", made / "lm-model", tmp_path / "bare.gguf", "--to", "gguf")
+    finally:
+        (tmp_path / "tokenizer.json").rename(made / "lm-model" / "tokenizer.json")
+    assert "without a vocabulary" in bare.stdout.splitlines()[1]
+    assert isinstance(here("convert", made / "lm-model", file, "--to", "gguf").exception, ArtefactError)
+    wrong = here("convert", made / "lm-model", tmp_path / "x", "--to", "gguf", "--type", "q4_k")
+    assert isinstance(wrong.exception, DataError)
+    for refused in (["--to", "hf", "--type", "f16"], ["--to", "gguf", "--dtype", "float16"], ["--out", "y"]):
+        assert here("convert", made / "lm-model", tmp_path / "x", *refused).exit_code == 2
+    assert here("convert", made / "lm-model").exit_code == 2
+
+
 @pytest.mark.parametrize("mixer", ["mamba3", "attention", "mamba2,attention"])
 def test_other_mixers_and_a_trained_tokenizer_train_too(mixer: str, made: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"

@@ -71,6 +71,24 @@ def test_operator_of_the_gpu_passes_opcheck(backend: str) -> None:
     torch.library.opcheck(torch.ops.mambakit.rms_norm.default, (*t, 1e-5, 2, False, True, backend))
 
 
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_without_gradients_the_result_is_the_same(dtype: torch.dtype, groups: int, before: bool) -> None:
+    t = make(dtype, 2, 150, 12)  # more rows than a block
+    t["z"] = torch.cat([t["z"], t["x"]], -1)[..., :12]  # a slice, as a mixer gives it
+    recorded = gated(t["x"].clone().requires_grad_(), t["weight"], t["z"], groups, before)[0].detach()
+    with torch.no_grad():
+        found = gated(**t, groups=groups, before=before)[0]
+        ungated = plain(t["x"], t["weight"], groups)[0]
+    assert found.dtype == ungated.dtype == dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    bound = {torch.bfloat16: 2**-7, torch.float16: 2**-9}.get(dtype, 1e-6)  # one rounding
+    torch.testing.assert_close(found.to(wide), recorded.to(wide), rtol=bound, atol=bound)
+    recorded = plain(t["x"].clone().requires_grad_(), t["weight"], groups)[0].detach()
+    torch.testing.assert_close(ungated.to(wide), recorded.to(wide), rtol=bound, atol=bound)
+
+
 def test_sums_are_float32_for_half_precision() -> None:
     x = torch.full((1, 4096), 300.0, dtype=torch.float16)  # its squares overflow float16
     torch.testing.assert_close(rms_norm(x, torch.ones(4096)), torch.ones_like(x))

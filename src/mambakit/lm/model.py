@@ -26,6 +26,7 @@ from mambakit.lm.config import MambaConfig
 from mambakit.lm.packing import Packing, packing_of
 from mambakit.lm.quantisation import quantise
 from mambakit.nn import Backbone, Stepper
+from mambakit.nn.linear import Linear
 
 
 @dataclass
@@ -329,7 +330,7 @@ class MambaForCausalLM(MambaPreTrainedModel, GenerationMixin):
     def __init__(self, config: MambaConfig) -> None:
         super().__init__(config)
         self.backbone = MambaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_base(self) -> MambaModel:

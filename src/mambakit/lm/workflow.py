@@ -171,6 +171,29 @@ def convert(source: str, out: Path, format: str, dtype: str | None = None) -> No
     write_folder(out, fill)
 
 
+def convert_to_gguf(source: str, out: Path, type: str) -> list[str]:
+    """Write a model, with its tokenizer where llama.cpp has an equal of it, as the file `out`.
+
+    Returns what llama.cpp will do otherwise than this model, a sentence each.
+
+    Raises ArtefactError for a model that llama.cpp has no equal of, and where `out` is there already.
+    """
+    from mambakit.lm.formats import gguf
+    from mambakit.lm.gguf_file import write_gguf
+    from mambakit.lm.gguf_vocabulary import Vocabulary, vocabulary_of
+
+    if out.exists():
+        raise ArtefactError(f"{out} is there already; remove it, or choose another name")
+    model = MambaForCausalLM.from_pretrained(source)
+    found = vocabulary_of(Source(source).folder(), model.config.vocab_size)
+    notes = gguf.notes(model)
+    if isinstance(found, Vocabulary):
+        write_gguf(out, model, type, found)
+        return notes + ([f"lost: {found.note}"] if found.note else [])
+    write_gguf(out, model, type)
+    return [*notes, f"without a vocabulary, so that llama.cpp takes token ids alone: {found}"]
+
+
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the files of a tokenizer from one folder to another, if there are any."""
     for pattern in _TOKENIZER_FILES:

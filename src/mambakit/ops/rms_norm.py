@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mambakit.ops import dispatch, operator, triton
 from mambakit.ops.inputs import NormInputs
+from mambakit.ops.portable.rms_norm import gated_rms_norm_in_blocks, rms_norm_in_blocks
 from mambakit.ops.portable.rms_norm import rms_norm as portable
 from mambakit.ops.reference.rms_norm import rms_norm as reference
 
@@ -44,6 +45,8 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-5, groups: int = 1, b
     if name == "triton":
         return _run(NormInputs(x, weight, None, eps, groups, False), name)[0]
     wide, kernel = dispatch.accumulation_dtype(x, weight), _KERNELS[name]
+    if kernel is portable and _nothing_is_recorded(x, weight):
+        return rms_norm_in_blocks(x, weight.to(wide), eps, groups).to(x.dtype)
     return kernel(x.to(wide), weight.to(wide), eps, groups).to(x.dtype)
 
 
@@ -66,6 +69,8 @@ def gated_rms_norm(
     if name == "triton":
         return _run(NormInputs(x, weight, z, eps, groups, norm_before_gate), name)[0]
     wide, kernel = dispatch.accumulation_dtype(x, weight, z), _KERNELS[name]
+    if kernel is portable and _nothing_is_recorded(x, weight, z):
+        return gated_rms_norm_in_blocks(x, weight.to(wide), z, eps, groups, norm_before_gate).to(x.dtype)
     rows, gate, weight = x.to(wide), F.silu(z.to(wide)), weight.to(wide)
     if norm_before_gate:
         return (kernel(rows, weight, eps, groups) * gate).to(x.dtype)
@@ -81,6 +86,17 @@ def _backend(x: Tensor, requested: str | None, groups: int) -> str:
         return None
 
     return dispatch.choose(x.device, requested, ("triton", *_KERNELS), case_refusal)
+
+
+def _nothing_is_recorded(*tensors: Tensor) -> bool:
+    """Whether this is plain execution on the CPU, without gradients, compilation or function transforms."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.numel() for t in tensors)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
 
 
 def _check(x: Tensor, weight: Tensor, z: Tensor | None, groups: int) -> None:

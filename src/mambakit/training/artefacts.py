@@ -40,6 +40,11 @@ def write_file(path: str | Path, content: bytes) -> None:
     Raises:
         ArtefactError: it cannot be written (read-only, disk full, ...); what was there before is still there.
     """
+    fill_file(path, lambda temporary: _write_through(temporary, content))
+
+
+def fill_file(path: str | Path, fill: Callable[[Path], None]) -> None:
+    """`write_file` for content too large to hold: `fill(temporary)` writes it into an empty file."""
     path = Path(path)
     temporary = _temporary_beside(path)
     with _one_line_errors("write", path):
@@ -47,7 +52,8 @@ def write_file(path: str | Path, content: bytes) -> None:
         try:
             temporary.touch(exist_ok=False)
             with _held(temporary):
-                _write_through(temporary, content)
+                fill(temporary)
+                _flush_file(temporary)
                 temporary.replace(path)
         except BaseException:
             _delete(temporary)
@@ -256,6 +262,11 @@ def _rename_onto_nothing(temporary: Path, path: Path) -> None:
 
 def _encoded(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _flush_file(path: Path) -> None:
+    with path.open("r+b") as stream:
+        os.fsync(stream.fileno())
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -12,7 +12,6 @@ Sums over rows are taken tile by tile and then over the tiles, in a fixed order.
 
 # Triton compiles tuples that grow by +, and no starred ones.
 # Conditions on constants are branches of their own.
-# ruff: noqa: RUF005, SIM102
 # mypy: disable-error-code="assignment, operator, misc, arg-type, index, var-annotated"
 
 import itertools
