@@ -121,7 +121,8 @@ class GroupedAdamW:
         scale = rates / (1 - first**number)
         torch._foreach_mul_(steps, [_spread(scale, p) for p in self._parameters])
         pulled = [p for p, decays_it in zip(self._parameters, self._decayed, strict=True) if decays_it]
-        torch._foreach_mul_(pulled, [_spread(1 - rates * decays, p) for p in pulled])
+        if pulled:
+            torch._foreach_mul_(pulled, [_spread(1 - rates * decays, p) for p in pulled])
         torch._foreach_sub_(self._parameters, steps)
         for parameter in self._parameters:
             parameter.grad = None

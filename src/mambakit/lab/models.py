@@ -170,7 +170,7 @@ class MambaPosEncoding(MambaForComposite):
         options: of `MambaForComposite`.
     """
 
-    def __init__(self, max_seq_len: int = 64, *args: Any, encoding: str = "learned", **options: Any) -> None:
+    def __init__(self, *args: Any, max_seq_len: int = 64, encoding: str = "learned", **options: Any) -> None:
         if encoding not in POSITIONS[1:]:
             raise DataError(f"encoding must be learned or sinusoidal, got {encoding!r}")
         if max_seq_len < 1:
@@ -211,9 +211,9 @@ class MambaWithResidual(MambaPosEncoding):
 
     _needs_convolution = True
 
-    def __init__(self, max_seq_len: int = 64, *args: Any, gated: bool = False, **options: Any) -> None:
+    def __init__(self, *args: Any, max_seq_len: int = 64, gated: bool = False, **options: Any) -> None:
         self._path = "gated" if gated else "residual"
-        super().__init__(max_seq_len, *args, **options)
+        super().__init__(*args, max_seq_len=max_seq_len, **options)
 
     def get_config(self) -> dict[str, Any]:
         return {"gated": self._path == "gated", **super().get_config()}
