@@ -136,6 +136,22 @@ def test_a_loaded_member_answers_as_it_did_when_trained(tmp_path: Path) -> None:
     assert accuracy(model(batch.tokens, 1), batch.targets).token == pytest.approx(last["token"])
 
 
+def test_tied_embeddings_are_trained_and_loaded_as_one(tmp_path: Path) -> None:
+    last = run(tiny(tie_embeddings="true"), [0, 1], tmp_path / "out", device="cpu", grouping="vmap", quiet=True)
+    model, experiment = load_member(tmp_path / "out", "seed-1")
+    batch = held_out(experiment.task, "test", 30, torch.device("cpu"))
+    assert model.head.weight is model.embedding.weight
+    expected = torch.nn.functional.cross_entropy(model(batch.tokens), batch.targets[:, 0])
+    assert float(expected.detach()) == pytest.approx(last[1].end["last"]["test"]["loss"], rel=1e-4)
+
+
+def test_settings_that_can_not_be_made_leave_no_run_behind(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="headdim must divide"):
+        run(tiny(headdim="5"), [0], tmp_path / "out", device="cpu", quiet=True)
+    assert not (tmp_path / "out" / "run.json").exists()
+    run(tiny(), [0], tmp_path / "out", device="cpu", quiet=True)
+
+
 def test_grouping_by_vmap_and_by_loop_record_the_same(tmp_path: Path) -> None:
     for grouping in ("vmap", "loop"):
         run(tiny(), [0, 1], tmp_path / grouping, device="cpu", grouping=grouping, quiet=True)
@@ -156,7 +172,7 @@ def test_lengths_are_read_in_chunks_that_change_nothing() -> None:
     torch.manual_seed(0)
     model, task = MambaForComposite(2, None, 16, 16, 4, mixer="mamba"), InductionHeads()
     device = torch.device("cpu")
-    batch = held_out(task, "test", 8, device, 512)
+    batch = held_out(task, "test", 8, device, 512, part=0)
     whole = accuracy(model(batch.tokens, 1), batch.targets)
     for chunk in (512, 100, 7):
         assert accuracy_at_length(model, task, 512, 8, chunk, device)["token"] == pytest.approx(whole.token)

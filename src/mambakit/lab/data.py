@@ -67,13 +67,16 @@ class TrainingBatches:
         return torch.randperm(self._samples, generator=generator, device=self._device)
 
 
-def held_out(task: Task, split: str, size: int, device: torch.device, length: int | None = None) -> Batch:
+def held_out(
+    task: Task, split: str, size: int, device: torch.device, length: int | None = None, part: int = 0
+) -> Batch:
     """`size` samples of a split that is not trained on: the same ones whatever the seed of a member.
 
     Args:
         length: tokens; None for the split's own.
+        part: other samples for each.
     """
     stream = _HELD_OUT if length is None else _LENGTH
-    seed = derived_seed(stream, task.splits.index(split), length or 0)
+    seed = derived_seed(stream, task.splits.index(split), length or 0, part)
     generator = torch.Generator(device).manual_seed(seed)
     return task.batch(split, size, length or task.length_at(0, split), generator)

@@ -11,6 +11,8 @@ from mambakit.lab.models import MambaForComposite
 from mambakit.lab.tasks import Batch, Task
 from mambakit.lab.tasks.batch import right_answers
 
+_TOKENS_AT_ONCE = 1 << 24  # 128 MiB of them
+
 SplitResult = dict[str, Any]
 """{"loss": nats, "token": share, "sequence": share, "groups": {name: share of sequences}}; None for what is not finite
 or was not asked."""
@@ -57,15 +59,15 @@ def evaluate(grouped: GroupedModels, batch: Batch, batch_size: int, groups: tupl
 def accuracy_at_length(
     model: MambaForComposite, task: Task, length: int, samples: int, chunk: int, device: torch.device
 ) -> SplitResult:
-    """Accuracies on sequences of `length` tokens, read `chunk` tokens at a time: memory is that of one chunk.
+    """Accuracies on sequences of `length` tokens, read `chunk` tokens at a time.
 
-    Attention's state grows with the sequence; a Mamba's does not.
+    Beside the tokens themselves memory is that of one chunk; attention's state alone grows with the sequence.
     """
-    at_once = max(1, min(samples, chunk * 16 // min(length, chunk)))
     tokens_right = tokens_asked = whole = 0
-    batch = held_out(task, "test", samples, device, length)
-    for rows in torch.arange(samples, device=device).split(at_once):
-        tokens, targets = batch.tokens[rows], batch.targets[rows]
+    at_once = max(1, min(samples, _TOKENS_AT_ONCE // length))
+    for first in range(0, samples, at_once):
+        size = min(at_once, samples - first)
+        tokens, targets, _ = held_out(task, "test", size, device, length, first)
         right, asked = right_answers(_chunked_logits(model, tokens, targets.shape[1], chunk), targets)
         tokens_right += int(right.sum())
         tokens_asked += int(asked.sum())

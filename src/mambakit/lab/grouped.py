@@ -40,7 +40,8 @@ class GroupedModels:
                 self.parameters[name] = stacked.requires_grad_()
             else:
                 self._frozen[name] = stacked
-        decayed = {id(p) for group in parameter_groups(models[0], 1.0)[:1] for p in group["params"]}
+        groups = parameter_groups(models[0], 1.0)
+        decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
         self.decayed = [id(of_models[0][name]) in decayed for name in self.parameters]
         """Of each parameter, whether weight decay pulls it: matrices and kernels, not rates, biases and norms."""
 

@@ -104,7 +104,13 @@ def load_member(folder: str | Path, member: str = "seed-0") -> tuple[MambaForCom
     if not path.is_file():
         raise ArtefactError(f"{path} is not there: the run is not done; go on with it by --resume")
     model = experiment.model.make(experiment.task.vocabulary, experiment.longest_sequence)
-    model.load_state_dict(load_file(path))
+    weights = load_file(path)
+    parameters = dict(model.named_parameters())  # a tied matrix once, as it is stored
+    if {name: w.shape for name, w in weights.items()} != {name: p.shape for name, p in parameters.items()}:
+        raise ArtefactError(f"{path} does not hold the weights of the model that its run describes")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
     return model.eval(), experiment
 
 

@@ -83,9 +83,10 @@ def run(
     of_device = device_named(device)
     with exclusive(folder):
         remove_leftovers(folder)
-        _claim(folder, experiment, everyone, preset, resume)
         loop = grouping == "loop" or (grouping == "auto" and of_device.type == "cpu")
-        return _Run(experiment, everyone, folder, preset, of_device, loop).finish(quiet)
+        started = _Run(experiment, everyone, folder, preset, of_device, loop)
+        _claim(folder, experiment, everyone, preset, resume)  # last: what can't be made leaves no run behind
+        return started.finish(quiet)
 
 
 class _Run:

@@ -30,6 +30,8 @@ class _Lengths:
         stages: of the curriculum; in stage i of n, longest is that of a straight line from shortest; 1 for none.
         stage_steps: of each stage but the last, which lasts.
         test_samples: of the splits `test` and `ood`, drawn from streams of their own.
+
+    When training is done, the lengths longest, 2 longest, 4 longest and 8 longest are judged.
     """
 
     shortest: int = 3
@@ -40,7 +42,6 @@ class _Lengths:
     test_samples: int = 1_000
     groups: ClassVar[tuple[str, ...]] = ()
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "ood")
-    lengths: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self) -> None:
         check_positive(self, "shortest", "stages", "stage_steps", "test_samples")
@@ -48,6 +49,10 @@ class _Lengths:
             raise DataError(
                 f"shortest, longest and unseen must rise, got {self.shortest}, {self.longest} and {self.unseen}"
             )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(self.longest << doubled for doubled in range(4))
 
     def samples(self, split: str) -> int | None:
         return None if split == "train" else self.test_samples
