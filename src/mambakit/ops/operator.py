@@ -8,7 +8,7 @@ An operation is a NamedTuple of its inputs, a function that allocates its output
 
 where `kept` is what the forward leaves for the backward. `register` makes of these the torch operators
 `mambakit::<name>` and `mambakit::<name>_backward`, so that torch.compile and torch.export see the operation whole.
-Under torch.vmap it runs once for all models, as `mambakit.ops.folding` says; gradients are taken outside of the vmap.
+Under torch.vmap one that `mambakit.ops.folding` knows runs once for all models; gradients are taken outside of it.
 """
 
 import types
@@ -126,21 +126,21 @@ def register(
         return (*grads, None, None)
 
     forward_op.register_autograd(autograd, setup_context=setup_context)
-    fold = FOLDS[inputs_type]
+    if inputs_type in FOLDS:
+        fold = FOLDS[inputs_type]
 
-    def of_many_models(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        inputs = fold.folded(make(*args[:count]), in_dims[:count], info.batch_size)
-        # Seen through the axis of models nothing requires a gradient; what lies under it may.
-        keep = args[count] or _requires_gradient(inputs)
-        y, final_state, *kept_tensors = forward_op(*inputs, keep, args[count + 1])
-        axes = y.dim() + fold.y, fold.final_state
-        outer = [unfolded(t, axis, info.batch_size) for t, axis in zip((y, final_state), axes, strict=True)]
-        return (*outer, *kept_tensors), (*axes, *[None] * kept)  # what is kept stays folded: backward alone reads it
+        def of_many_models(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+            inputs = fold.folded(make(*args[:count]), in_dims[:count], info.batch_size)
+            y, final_state, *kept_tensors = forward_op(*inputs, *args[count:])
+            axes = y.dim() + fold.y, fold.final_state
+            outer = [unfolded(t, axis, info.batch_size) for t, axis in zip((y, final_state), axes, strict=True)]
+            # What is kept stays folded: backward alone reads it.
+            return (*outer, *kept_tensors), (*axes, *[None] * kept)
 
-    forward_op.register_vmap(of_many_models)
+        forward_op.register_vmap(of_many_models)
 
     def run(inputs: Inputs, backend: str) -> tuple[Tensor, Tensor]:
-        keep = _requires_gradient(inputs)
+        keep = _may_require_gradient(inputs)
         # Outside of graphs and transforms nobody needs the operator itself, which costs 50 microseconds a call and, the
         # first time, a second to load what torch.compile is made of.
         call = forward if not keep and _nobody_looks_on(inputs) else forward_op
@@ -150,8 +150,12 @@ def register(
     return run
 
 
-def _requires_gradient(inputs: tuple[Any, ...]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+def _may_require_gradient(inputs: tuple[Any, ...]) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    # Seen through the axis of a vmap nothing requires a gradient; what lies under it may.
+    under_vmap = torch._C._are_functorch_transforms_active()
+    return under_vmap or any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
 
 
 def _nobody_looks_on(inputs: tuple[Any, ...]) -> bool:

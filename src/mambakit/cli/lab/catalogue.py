@@ -15,7 +15,7 @@ def catalogue() -> None:
     screen = console()
     tasks = Table("task", "what it asks", title="tasks")
     for name, task in TASKS.items():
-        tasks.add_row(name, (__import__(task.__module__, fromlist=["_"]).__doc__ or "").split("\n")[0])
+        tasks.add_row(name, (task.__doc__ or "").split("\n")[0])
     screen.print(tasks)
 
     for part in ("task", "model", "training"):

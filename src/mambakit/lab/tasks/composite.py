@@ -37,7 +37,9 @@ _CLASSES = 8  # of the key, against its position
 
 @dataclass(frozen=True)
 class CompositeFunctions:
-    """The task; where the paper is ambiguous, the default is said.
+    """A key and two anchors: the second function of the first function of the key.
+
+    Where the paper is ambiguous, the default is said.
 
     Attributes:
         symmetry: "standard" or "full".

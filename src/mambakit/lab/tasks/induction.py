@@ -17,7 +17,7 @@ from mambakit.lab.tasks.batch import Batch, check_positive, check_split, integer
 
 @dataclass(frozen=True)
 class InductionHeads:
-    """The task.
+    """What followed the special token when it came before?
 
     Attributes:
         length: tokens of a training sequence.

@@ -26,7 +26,7 @@ _CLASSES = 3
 
 @dataclass(frozen=True)
 class InverseMatching:
-    """The task.
+    """Which of five orders of three tokens is the last one, reversed?
 
     Attributes:
         layers: of the model; there are 3 * layers fillers.

@@ -18,7 +18,7 @@ from mambakit.lab.tasks.batch import IGNORED, Batch, check_positive, check_split
 
 @dataclass(frozen=True)
 class AssociativeRecall:
-    """The task.
+    """Pairs of keys and values, then the value of each key asked for.
 
     Attributes:
         length: tokens of a sequence, even.

@@ -17,7 +17,7 @@ from mambakit.lab.tasks.batch import Batch, check_positive, check_split, integer
 
 @dataclass(frozen=True)
 class SelectiveCopying:
-    """The task.
+    """Data tokens scattered in noise, to be repeated in their order.
 
     Attributes:
         length: tokens before the markers, noise and data.

@@ -21,7 +21,7 @@ PLUS, MINUS, TIMES, OPEN, CLOSE, EQUALS = range(6)  # after the numbers
 
 
 @dataclass(frozen=True)
-class _Lengths:
+class SequenceLengths:
     """How long sequences are, as training goes on.
 
     Attributes:
@@ -67,14 +67,15 @@ class _Lengths:
 
 
 @dataclass(frozen=True)
-class Parity(_Lengths):
+class Parity(SequenceLengths):
     """The sum of bits mod 2.
+
+    Lengths, curriculum and samples are set as in `SequenceLengths`.
 
     Attributes:
         supervise: "last" asks for the parity at the last position, "every" for that of every prefix.
     """
 
-    __doc__ = f"{__doc__}\n{_Lengths.__doc__}"
     name: ClassVar[str] = "parity"
 
     supervise: str = "last"
@@ -96,11 +97,11 @@ class Parity(_Lengths):
 
 
 @dataclass(frozen=True)
-class ModularArithmetic(_Lengths):
-    """The value of an expression mod `modulus`, asked for at the equals sign that ends it.
+class ModularArithmetic(SequenceLengths):
+    """The value of an expression mod 5 or another number, asked for at the equals sign that ends it.
 
-    Lengths count tokens without the equals sign; one that no expression has is lowered to the next that one does.
-    Without brackets they are odd.
+    Lengths, curriculum and samples are set as in `SequenceLengths`. Lengths count tokens without the equals sign;
+    without brackets they are odd, an even one meaning the next lower.
 
     Attributes:
         modulus: numbers are 0, ..., modulus - 1; the signs + - * ( ) = follow them in the vocabulary.
