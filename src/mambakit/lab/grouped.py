@@ -7,7 +7,7 @@ it alone.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,14 @@ class GroupedModels:
         return {name: p[index].detach().cpu().clone() for name, p in (self.parameters | self._frozen).items()}
 
 
+class Pace(NamedTuple):
+    """The numbers of one step of AdamW; on the device, so that a captured step can be replayed with others."""
+
+    steps: Tensor  # (models,), learning rates over 1 - beta1^number
+    kept: Tensor  # (models,), what weight decay leaves of a parameter
+    roots: Tensor  # (), 1 / sqrt(1 - beta2^number)
+
+
 def losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Every model's mean cross entropy over its answers, (models,), of logits (models, batch, answers, vocabulary)."""
     each = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
@@ -97,12 +105,21 @@ class GroupedAdamW:
         self.means = [torch.zeros_like(p) for p in self._parameters]
         self.squares = [torch.zeros_like(p) for p in self._parameters]
 
+    def pace(self, number: int, rates: Sequence[float], decays: Sequence[float]) -> "Pace":
+        """Of step `number` (1, 2, ...), with every model's learning rate and weight decay."""
+        first, second = self._betas
+        steps = [rate / (1 - first**number) for rate in rates]
+        kept = [1 - rate * decay for rate, decay in zip(rates, decays, strict=True)]
+        device = self._parameters[0].device
+        packed = torch.tensor([*steps, *kept, (1 - second**number) ** -0.5], device=device)
+        return Pace(packed[: len(steps)], packed[len(steps) : -1], packed[-1])
+
     @torch.no_grad()
-    def step(self, number: int, rates: Tensor, decays: Tensor, clip: float | None) -> Tensor:
-        """Take step `number` (1, 2, ...) and clear the gradients; return every model's gradient norm, (models,).
+    def step(self, pace: "Pace", clip: float | None) -> Tensor:
+        """Take a step and clear the gradients; return every model's gradient norm, (models,).
 
         Args:
-            rates, decays: (models,), learning rates and weight decays.
+            pace: of this step.
             clip: the greatest norm of a model's gradient; None for any.
         """
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
@@ -116,14 +133,13 @@ class GroupedAdamW:
         torch._foreach_mul_(self.squares, second)
         torch._foreach_addcmul_(self.squares, grads, grads, 1 - second)
         roots = torch._foreach_sqrt(self.squares)
-        torch._foreach_div_(roots, (1 - second**number) ** 0.5)
+        torch._foreach_mul_(roots, pace.roots)
         torch._foreach_add_(roots, self._eps)
         steps = torch._foreach_div(self.means, roots)
-        scale = rates / (1 - first**number)
-        torch._foreach_mul_(steps, [_spread(scale, p) for p in self._parameters])
+        torch._foreach_mul_(steps, [_spread(pace.steps, p) for p in self._parameters])
         pulled = [p for p, decays_it in zip(self._parameters, self._decayed, strict=True) if decays_it]
         if pulled:
-            torch._foreach_mul_(pulled, [_spread(1 - rates * decays, p) for p in pulled])
+            torch._foreach_mul_(pulled, [_spread(pace.kept, p) for p in pulled])
         torch._foreach_sub_(self._parameters, steps)
         for parameter in self._parameters:
             parameter.grad = None
@@ -135,9 +151,7 @@ def train_step(
     optimizer: GroupedAdamW,
     tokens: Tensor,
     targets: Tensor,
-    number: int,
-    rates: Tensor,
-    decays: Tensor,
+    pace: Pace,
     clip: float | None,
 ) -> Tensor:
     """One step on tokens (models, batch, length) and targets (models, batch, answers); every model's loss, (models,).
@@ -146,8 +160,48 @@ def train_step(
     """
     found = losses(grouped(tokens, targets.shape[2]), targets)
     found.sum().backward()
-    optimizer.step(number, rates, decays, clip)
+    optimizer.step(pace, clip)
     return found.detach()
+
+
+class CapturedSteps:
+    """`train_step` captured once as a CUDA graph and replayed: a small model's step costs its kernels, no Python.
+
+    The first steps of every shape of batch are taken as they are, on a stream of their own, as capturing wants it.
+
+    Args:
+        grouped, optimizer, clip: of `train_step`; the models are on a CUDA device.
+    """
+
+    _UNCAPTURED = 3
+
+    def __init__(self, grouped: GroupedModels, optimizer: GroupedAdamW, clip: float | None) -> None:
+        self._grouped, self._optimizer, self._clip = grouped, optimizer, clip
+        self._taken: dict[torch.Size, int] = {}
+        self._captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
+
+    def __call__(self, tokens: Tensor, targets: Tensor, pace: Pace) -> Tensor:
+        """Every model's loss, (models,)."""
+        shape, given = tokens.shape, (tokens, targets, *pace)
+        taken = self._taken[shape] = self._taken.get(shape, 0) + 1
+        if taken <= self._UNCAPTURED:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                found = train_step(self._grouped, self._optimizer, tokens, targets, pace, self._clip)
+            torch.cuda.current_stream().wait_stream(stream)
+            return found
+        if shape not in self._captured:
+            graph, places = torch.cuda.CUDAGraph(), tuple(tensor.clone() for tensor in given)
+            with torch.cuda.graph(graph):
+                own = places[0], places[1], Pace(*places[2:])
+                found = train_step(self._grouped, self._optimizer, *own, self._clip)
+            self._captured[shape] = graph, places, found
+        graph, places, found = self._captured[shape]
+        for place, tensor in zip(places, given, strict=True):
+            place.copy_(tensor)
+        graph.replay()
+        return found.clone()
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> Any:

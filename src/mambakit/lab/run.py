@@ -18,7 +18,7 @@ from mambakit.errors import ArtefactError, DataError
 from mambakit.lab.data import TrainingBatches, held_out
 from mambakit.lab.evaluation import accuracy_at_length, evaluate, finite
 from mambakit.lab.experiment import Experiment, device_named
-from mambakit.lab.grouped import GroupedAdamW, GroupedModels, seeded, train_step
+from mambakit.lab.grouped import CapturedSteps, GroupedAdamW, GroupedModels, Pace, seeded, train_step
 from mambakit.lab.progress import RunProgress
 from mambakit.lab.record import (
     CHANGES,
@@ -60,6 +60,7 @@ def run(
     preset: str | None = None,
     device: str | None = None,
     grouping: str = "auto",
+    capture: bool = False,
     resume: bool = False,
     quiet: bool = False,
 ) -> list[Outcome]:
@@ -71,6 +72,7 @@ def run(
         device: None for the GPU where there is one.
         grouping: "vmap" trains members as one model with an axis of models; "loop" one after the other at every step,
             which is as fast on a CPU and serves what vmap can't; "auto" is vmap on a GPU.
+        capture: replay the steps of a GPU as a CUDA graph, which spares small models the time of Python.
         resume: go on with a run of these settings that was killed.
 
     Returns the outcome of each member. A killed run that is resumed ends as it would have.
@@ -81,10 +83,12 @@ def run(
     _check(everyone, grouping)
     folder = Path(out)
     of_device = device_named(device)
+    if capture and of_device.type != "cuda":
+        raise DataError(f"capture needs a CUDA device, got {of_device}; leave it out")
     with exclusive(folder):
         remove_leftovers(folder)
         loop = grouping == "loop" or (grouping == "auto" and of_device.type == "cpu")
-        started = _Run(experiment, everyone, folder, preset, of_device, loop)
+        started = _Run(experiment, everyone, folder, preset, of_device, loop, capture)
         _claim(folder, experiment, everyone, preset, resume)  # last: what can't be made leaves no run behind
         return started.finish(quiet)
 
@@ -100,6 +104,7 @@ class _Run:
         preset: str | None,
         device: torch.device,
         loop: bool,
+        capture: bool,
     ) -> None:
         self._experiment, self._members, self._folder, self._device = experiment, members, folder, device
         self._task = experiment.task
@@ -115,6 +120,7 @@ class _Run:
         parameters = list(self._grouped.parameters.values())
         betas = training.beta1, training.beta2
         self._optimizer = GroupedAdamW(parameters, self._grouped.decayed, betas, training.eps)
+        self._captured = CapturedSteps(self._grouped, self._optimizer, training.clip) if capture else None
         self._steps, self._every = training.steps_for(self._task)
         self._batches = TrainingBatches(self._task, [m.seed for m in members], training.batch_size, device)
         self._held_out = self._evaluation_batches()
@@ -135,24 +141,17 @@ class _Run:
         return [Outcome(member, lines) for member, lines in zip(self._members, self._lines, strict=True)]
 
     def _train(self, progress: RunProgress) -> None:
-        decays = torch.tensor([training.weight_decay for training in self._own], device=self._device)
+        decays = [training.weight_decay for training in self._own]
         losses: list[Tensor] = []
         started = saved = time.monotonic()
         if self._step == 0 and len(self._lines[0]) == 1:
             self._evaluate(losses)
         while self._step < self._steps:
             tokens, targets = self._batches(self._step)
-            rates = torch.tensor(
-                [training.rate(self._step, self._steps) for training in self._own],
-                device=self._device,
-            )
+            rates = [training.rate(self._step, self._steps) for training in self._own]
             self._step += 1
-            losses.append(
-                train_step(
-                    *(self._grouped, self._optimizer, tokens, targets, self._step, rates, decays),
-                    clip=self._training.clip,
-                )
-            )
+            pace = self._optimizer.pace(self._step, rates, decays)
+            losses.append(self._take(tokens, targets, pace))
             progress.stepped(self._step)
             if self._step % self._every == 0 or self._step == self._steps:
                 now = time.monotonic()
@@ -163,6 +162,12 @@ class _Run:
                 if now - saved >= _SECONDS_BETWEEN_CHECKPOINTS or self._step == self._steps:
                     self._save()
                     saved = now
+
+    def _take(self, tokens: Tensor, targets: Tensor, pace: Pace) -> Tensor:
+        """One step; every member's loss."""
+        if self._captured is not None:
+            return self._captured(tokens, targets, pace)
+        return train_step(self._grouped, self._optimizer, tokens, targets, pace, self._training.clip)
 
     def _evaluate(self, losses: list[Tensor]) -> None:
         """Add a line of evaluation to every member's record."""

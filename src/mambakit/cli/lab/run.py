@@ -39,6 +39,7 @@ def run(
     grouping: Annotated[
         str, typer.Option(help="How seeds share a step: vmap, loop, or auto, the better one for the device.")
     ] = "auto",
+    capture: Annotated[bool, typer.Option("--capture", help="On a GPU: replay each step as a CUDA graph.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was killed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -54,6 +55,7 @@ def run(
         preset=preset,
         device=device,
         grouping=grouping,
+        capture=capture,
         resume=resume,
         quiet=quiet,
     )
