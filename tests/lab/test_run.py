@@ -185,6 +185,12 @@ def test_settings_change_by_name_and_are_checked() -> None:
     assert (changed.training.epochs, changed.training.steps) == (2, 0)
 
 
+def test_learned_positions_are_as_many_as_the_longest_sequence_has() -> None:
+    assert preset("composite").longest_sequence == 8
+    assert preset("inverse").changed({"n_layers": "4"}).longest_sequence == 35
+    assert preset("modular-arithmetic").changed({"unseen": "21"}).longest_sequence == 22
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -193,8 +193,10 @@ class Experiment:
     def longest_sequence(self) -> int:
         """Tokens of the longest sequence that is trained on or evaluated, extrapolation apart."""
         _, *others = self.task.splits
-        # One more than an expression's length, for the sign that ends it; the last step has the longest training.
-        return 1 + max(self.task.length_at(1 << 30, split) for split in others)
+        generator = torch.Generator().manual_seed(0)
+        # Lengths may leave out a sign that ends a sequence; the last step has the longest training.
+        lengths = [(split, self.task.length_at(1 << 30, split)) for split in others]
+        return max(self.task.batch(split, 1, length, generator).tokens.shape[1] for split, length in lengths)
 
     def settings(self) -> dict[str, Any]:
         """All of it as plain JSON: {"task": {"name": ..., ...}, "model": {...}, "training": {...}}."""
