@@ -10,6 +10,8 @@ from mambakit.training.batches import derived_seed
 
 _SAMPLES, _ORDER, _FRESH, _TRAINED, _HELD_OUT, _LENGTH = range(1, 7)  # streams of random numbers that share nothing
 
+_LATE = 1 << 30  # a step past any curriculum
+
 
 class TrainingBatches:
     """What members train on: `batches(step)`, tokens (members, batch, length) and targets (members, batch, answers).
@@ -51,7 +53,7 @@ class TrainingBatches:
         of_seeds = {
             seed: Batch(*(part[:count] for part in self._drawn[seed]))
             if self._drawn
-            else self._draw(count, 0, _TRAINED, seed)
+            else self._draw(count, _LATE, _TRAINED, seed)
             for seed in self._seeds
         }
         return Batch(*(torch.stack(parts) for parts in zip(*(of_seeds[seed] for seed in self._seeds), strict=True)))

@@ -95,9 +95,9 @@ _MINI_TRAINING = TrainingSettings(
 
 MINI: dict[str, Experiment] = {
     "composite": Experiment(
-        CompositeFunctions(samples_per_pair=4_000, tests_per_pair=100),
+        CompositeFunctions(high=51, samples_per_pair=4_000, tests_per_pair=100),
         ModelSettings(gamma=1.0, n_layers=2, d_model=32, d_state=32),
-        _MINI_TRAINING,
+        replace(_MINI_TRAINING, batch_size=128),
     ),
     "inverse": Experiment(
         InverseMatching(layers=2, training_samples=20_000, test_samples=500),
@@ -120,13 +120,28 @@ MINI: dict[str, Experiment] = {
         replace(_MINI_TRAINING, batch_size=32, weight_decay=0.1),
     ),
     "parity": Experiment(
-        Parity(longest=16, unseen=64, stages=2, stage_steps=500, test_samples=500),
-        ModelSettings(mixer="mamba3", n_layers=1, d_model=32, d_state=16),
+        Parity(shortest=2, longest=40, unseen=160, stages=4, stage_steps=300, test_samples=500),
+        # A turn by pi needs steps near one: those of a language model, 0.001 to 0.1, learn it far later.
+        ModelSettings(
+            mixer="mamba3",
+            n_layers=1,
+            d_model=32,
+            d_state=16,
+            headdim=16,
+            mixer_options={"dt_min": 0.1, "dt_max": 1.0},
+        ),
         replace(_MINI_TRAINING, batch_size=64),
     ),
     "modular-arithmetic": Experiment(
         ModularArithmetic(longest=9, unseen=21, modulus=3, stages=2, stage_steps=500, test_samples=500),
-        ModelSettings(mixer="mamba3", n_layers=1, d_model=32, d_state=16),
+        ModelSettings(
+            mixer="mamba3",
+            n_layers=1,
+            d_model=32,
+            d_state=16,
+            headdim=16,
+            mixer_options={"dt_min": 0.1, "dt_max": 1.0},
+        ),
         replace(_MINI_TRAINING, batch_size=64),
     ),
 }
