@@ -102,17 +102,17 @@ MINI: dict[str, Experiment] = {
     "inverse": Experiment(
         InverseMatching(layers=2, training_samples=20_000, test_samples=500),
         ModelSettings(gamma=0.5, n_layers=2, d_model=64, d_state=32),
-        _MINI_TRAINING,
+        replace(_MINI_TRAINING, steps=2_400, batch_size=64),
     ),
     "selective-copying": Experiment(
         SelectiveCopying(length=64, data_tokens=4, vocabulary=8),
         ModelSettings(mixer="mamba", n_layers=2, d_model=32, d_state=16),
-        replace(_MINI_TRAINING, batch_size=32),
+        replace(_MINI_TRAINING, steps=1_500, batch_size=32),
     ),
     "induction": Experiment(
         InductionHeads(length=64, longest=1 << 14, test_samples=256),
         ModelSettings(mixer="mamba", n_layers=2, d_model=64, d_state=16),
-        replace(_MINI_TRAINING, batch_size=16, weight_decay=0.0),
+        replace(_MINI_TRAINING, steps=1_000, batch_size=16, weight_decay=0.0),
     ),
     "mqar": Experiment(
         AssociativeRecall(length=64, pairs=4, vocabulary=256, training_samples=0, test_samples=500),
