@@ -123,15 +123,7 @@ class Mamba(KeepsFloat32):
         """
         conv, ssm = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, length, d_inner) each
-        u, conv = ops.causal_conv1d(
-            u,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            activation="silu",
-            initial_state=conv,
-            return_final_state=True,
-            cu_seqlens=cu_seqlens,
-        )
+        u, conv = self.convolve(u, conv, cu_seqlens)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         if self.b_c_dt_rms_eps is not None:
             dt, B, C = (F.rms_norm(t, t.shape[-1:], eps=self.b_c_dt_rms_eps).to(t.dtype) for t in (dt, B, C))
@@ -150,6 +142,22 @@ class Mamba(KeepsFloat32):
             cu_seqlens=cu_seqlens,
         )
         return self.out_proj(y), MambaState(conv, ssm)
+
+    def convolve(self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """silu(conv1d(x)) of x (batch, length, d_inner), and the convolution's state; a subclass may change what it is.
+
+        The compiled stack of `nn.Stepper` knows this class alone, so a subclass is stepped through its layers.
+        """
+        y, state = ops.causal_conv1d(
+            x,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            initial_state=state,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        return y, state
 
     def step(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
         """One step: x and y are (batch, d_model)."""

@@ -165,15 +165,7 @@ class Mamba2(KeepsFloat32):
         """
         conv, ssm = (None, None) if state is None else state
         z, xBC, dt = self.in_proj(x).split([self.d_inner, self.d_xBC, self.heads], dim=-1)
-        xBC, conv = ops.causal_conv1d(
-            xBC,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            activation="silu",
-            initial_state=conv,
-            return_final_state=True,
-            cu_seqlens=cu_seqlens,
-        )
+        xBC, conv = self.convolve(xBC, conv, cu_seqlens)
         shared = self.n_groups * self.d_state
         u, B, C = xBC.split([self.d_inner, shared, shared], dim=-1)
         u = u.unflatten(-1, (self.heads, self.headdim))  # (batch, length, heads, headdim)
@@ -198,6 +190,23 @@ class Mamba2(KeepsFloat32):
         if self.norm is not None:
             y = self.norm(y, z)
         return self.out_proj(y), Mamba2State(conv, ssm)
+
+    def convolve(self, xBC: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """silu(conv1d(xBC)) of x, B and C side by side, (batch, length, d_inner + 2 n_groups d_state), and the
+        convolution's state; a subclass may change what it is.
+
+        The compiled stack of `nn.Stepper` knows this class alone, so a subclass is stepped through its layers.
+        """
+        y, state = ops.causal_conv1d(
+            xBC,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            initial_state=state,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        return y, state
 
     def step(self, x: Tensor, state: Mamba2State | None = None) -> tuple[Tensor, Mamba2State]:
         """One step: x and y are (batch, d_model)."""

@@ -117,7 +117,7 @@ class Mamba3(KeepsFloat32):
             self.mimo_z = nn.Parameter(share.clone())
             self.mimo_o = nn.Parameter(share / mimo_rank)
         self.D = nn.Parameter(torch.ones(self.heads, **wide_made))
-        self.in_proj = Linear(d_model, sum(self._widths()), bias=False, **made)
+        self.in_proj = Linear(d_model, sum(self.widths()), bias=False, **made)
         self.B_norm = RMSNorm(d_state, eps=norm_eps, **made)
         self.C_norm = RMSNorm(d_state, eps=norm_eps, **made)
         self.norm = None
@@ -140,7 +140,17 @@ class Mamba3(KeepsFloat32):
         Returns:
             y (batch, length, d_model) and the state after the last step.
         """
-        z, u, B, C, dt, A, trap, angles = self.in_proj(x).split(self._widths(), dim=-1)
+        return self.mix(self.in_proj(x), state, cu_seqlens)
+
+    def mix(
+        self, projected: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Mamba3State]:
+        """What follows the in-projection: `projected` is z, x, B, C, dt, A, trap, angles side by side, of `widths`.
+
+        A subclass may change them on their way here. The compiled stack of `nn.Stepper` knows this class alone, so a
+        subclass is stepped through its layers.
+        """
+        z, u, B, C, dt, A, trap, angles = projected.split(self.widths(), dim=-1)
         z, u = (t.unflatten(-1, (self.heads, self.headdim)) for t in (z, u))  # (batch, length, heads, headdim)
         shape = (self.mimo_rank, self.n_groups, self.d_state) if self.mimo_rank > 1 else (self.n_groups, self.d_state)
         y, state = ops.mamba3_scan(
@@ -192,7 +202,7 @@ class Mamba3(KeepsFloat32):
         normed = norm(y.flatten(-2), gate.flatten(-2)).view_as(gate)
         return (normed * self.mimo_o.transpose(0, 1)).sum(2).to(y.dtype)
 
-    def _widths(self) -> list[int]:
+    def widths(self) -> list[int]:
         """Of what in_proj makes: z, x, B, C, dt, A, trap, angles."""
         vectors = self.d_state * self.n_groups * self.mimo_rank
         heads = self.heads
