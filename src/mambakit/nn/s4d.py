@@ -85,7 +85,7 @@ class S4D(KeepsFloat32):
             raise ValueError(f"discretisation must be one of {', '.join(DISCRETISATIONS)}, got {discretisation!r}")
         self.d_model, self.d_state, self.discretisation = d_model, d_state, discretisation
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        A, B = _initial_modes(init, d_state)
+        A, B = initial_modes(init, d_state)
         made: dict[str, Any] = {"dtype": wide, "device": device}
         self.log_A_real = nn.Parameter(torch.log(-A.real).to(device, wide).repeat(d_model, 1))
         self.A_imag = nn.Parameter(A.imag.to(device, wide).repeat(d_model, 1))
@@ -190,8 +190,11 @@ def _weighted_sum(v: Tensor, starts: Tensor, within: Tensor) -> Tensor:
     return (starts * inner).sum(2)  # over the blocks, (batch, d_model, blocks, modes)
 
 
-def _initial_modes(init: str, d_state: int) -> tuple[Tensor, Tensor]:
-    """A and B (d_state / 2,) of one channel, complex128."""
+def initial_modes(init: str, d_state: int) -> tuple[Tensor, Tensor]:
+    """A and B (d_state / 2,) of one channel, complex128, by the name that `S4D` takes as its `init`.
+
+    Raises ValueError for another name.
+    """
     n = torch.arange(d_state // 2, dtype=torch.float64)
     half = torch.full_like(n, -0.5)
     if init == "lin":
