@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
+import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -94,12 +95,12 @@ def heat_map(axes: Axes, values: Any, *, signed: bool, limit: float | None = Non
 
     Args:
         axes: a panel.
-        values: (rows, columns).
+        values: (rows, columns); what is masked of a masked array shows the panel's ground.
         signed: zero is white, and both signs reach equally far.
         limit: the value of the strongest colour; None for the largest there is.
         label: of the colour bar; None for no bar.
     """
-    values = as_array(values)
+    values = values if isinstance(values, np.ma.MaskedArray) else as_array(values)
     largest = float(abs(values).max()) if limit is None and values.size else float(limit or 0.0)
     low = -largest if signed else min(0.0, float(values.min()) if values.size else 0.0)
     drawn = axes.imshow(
@@ -137,8 +138,6 @@ def token_ticks(axes: Axes, tokens: Sequence[str] | None, length: int, *, along:
 
 def as_array(values: Any) -> Any:
     """A tensor or anything like an array as a numpy array of float64."""
-    import numpy as np
-
     values = values.detach().double().cpu().numpy() if hasattr(values, "detach") else values
     return np.asarray(values, dtype=np.float64)
 

@@ -76,13 +76,18 @@ def draw_delta(traces: Mapping[int, Tensor], *, tokens: Sequence[str] | None = N
             raise DataError(f"the trace of layer {layer} must be (length, heads) of one sequence, got {values.shape}")
         positions = np.arange(len(values))
         opacity = max(0.08, min(0.5, 4 / values.shape[1]))
-        panel.plot(positions, values, color=COLOURS[4], linewidth=0.7, alpha=opacity)
+        lines = panel.plot(positions, values, color=COLOURS[4], linewidth=0.7, alpha=opacity)
+        lines[0].set_label("each head or channel")
         panel.plot(positions, np.median(values, axis=1), color=COLOURS[0], marker="o", markersize=3, label="median")
         panel.set_yscale("log")
         panel.set_title(f"layer {layer}")
         panel.set_ylabel("delta")
         token_ticks(panel, tokens, len(values), along="x")
     axes[-1].set_xlabel("position" if tokens is None else "token")
+    key = axes[0].legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
+    for handle in key.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)
     return figure
 
 
@@ -141,7 +146,7 @@ def draw_attribution(attribution: Attribution, *, example: int = 0, names: Seque
     for height, value in zip(heights, [*values, total], strict=True):
         side = 3 if value >= 0 else -3
         panel.annotate(
-            f"{value:+.2f}",
+            f"{value:+.2f}" if abs(value) >= 0.005 else "0",
             (value, height),
             (side, 0),
             textcoords="offset points",
