@@ -69,8 +69,11 @@ def test_what_cannot_be_attributed_is_refused() -> None:
         logit_attribution(model, inputs, 11)
     with pytest.raises(DataError, match="from 0 to 1, got 2"):
         source_attribution(model, inputs, 1, 2)
-    with pytest.raises(DataError, match="no linear head"):
+    with pytest.raises(DataError, match=r"has no nn\.Linear by the name"):
         logit_attribution(model.stack, torch.randn(1, 3, 8, dtype=torch.float64), 0)
+    model.stack.layers[1].mixer.out_proj = torch.nn.Sequential(model.stack.layers[1].mixer.out_proj)
+    with pytest.raises(DataError, match="out_proj of layer 1 is a Sequential"):
+        source_attribution(model, inputs, 1, 1)
     dropping = Classifier(Backbone(8, 1, dropout=0.5, dtype=torch.float64))
     with pytest.raises(DataError, match="dropout is at work"):
         logit_attribution(dropping.train(), inputs, 0)
@@ -133,7 +136,7 @@ def test_taps_of_a_convolution_of_ones_all_point_one_way() -> None:
     torch.testing.assert_close(tap_cosine(model)[0], torch.ones(4, 4, dtype=torch.float64))
     with pytest.raises(DataError, match="no layer of this model has a convolution"):
         convolution_taps(backbone("mamba3"))
-    with pytest.raises(DataError, match="part must be x, B or C"):
+    with pytest.raises(DataError, match="part must be one of x, B, C"):
         convolution_taps(model, "z")
 
 

@@ -1,5 +1,7 @@
 """The hooked path beside the fused one, for every mixer; names, replacements and refusals."""
 
+from typing import Any
+
 import pytest
 import torch
 from tests.lab.mechanism_models import CASES, GENERATIONS, LENGTH, Classifier, backbone, edited, hidden, tokens
@@ -8,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from mambakit.errors import DataError
 from mambakit.lab.mechanisms import hook_names, hooked, patch, run_with_cache, run_with_hooks
-from mambakit.nn import Backbone
+from mambakit.nn import Backbone, Mamba2, Mamba3
 
 POINTS = {"mamba": 14, "mamba2": 14, "mamba3": 15}
 
@@ -149,7 +151,7 @@ def test_hooks_are_gone_after_the_run_and_after_an_error() -> None:
     with pytest.raises(ArithmeticError):
         run_with_hooks(model, x, {"layers.1.mixer.x": fail, "layers.*.residual": torch.zeros_like})
     torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=0)
-    assert all("forward" not in layer.mixer.__dict__ for layer in model.layers)
+    assert all(not callable(value) for layer in model.layers for value in layer.mixer.__dict__.values())
 
 
 def test_names_are_counted_and_in_the_order_of_the_run() -> None:
@@ -174,6 +176,41 @@ def test_layers_of_other_mixers_show_what_enters_and_leaves_them() -> None:
     ]
     zeroed = run_with_hooks(model, x, {"layers.2.mixer.output": torch.zeros_like})[0]
     torch.testing.assert_close(zeroed, model.norm_f(cache["layers.1.residual"]), rtol=0, atol=1e-12)
+
+
+class Convolved(Mamba3):
+    """A Mamba-3 with a convolution before its scan."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.taps = torch.nn.Parameter(torch.tensor([0.5, 0.25]))
+
+    def convolve(self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, None]:
+        return self.taps[0] * x + self.taps[1] * torch.nn.functional.pad(x, (0, 0, 1, -1)), None
+
+    def forward(self, x: Tensor, state: Any = None, *, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Any]:
+        projected, _ = self.convolve(self.in_proj(x), None, cu_seqlens)
+        return self.mix(projected, state, cu_seqlens)
+
+
+class Doubled(Mamba2):
+    """A Mamba-2 with another convolution."""
+
+    def convolve(self, xBC: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, state = super().convolve(xBC, state, cu_seqlens)
+        return y + xBC, state
+
+
+@pytest.mark.parametrize("mixer", [Convolved, Doubled])
+def test_subclasses_with_a_convolution_of_their_own_are_taken_apart_as_they_are(mixer: type) -> None:
+    model = Backbone(8, 2, mixer, {"d_state": 4, "headdim": 4}, dtype=torch.float64)
+    x = hidden()
+    (y, _), cache = run_with_cache(model, x, ["*", "layers.*.mixer.mixing"])
+    torch.testing.assert_close(y, model(x)[0], rtol=0, atol=1e-10)
+    assert "layers.1.mixer.convolved" in cache
+    zeroed = run_with_hooks(model, x, {"layers.*.mixer.convolved": torch.zeros_like})[0]
+    assert (zeroed - y).abs().max() > 1e-6
+    torch.testing.assert_close(model(x)[0], y, rtol=0, atol=1e-10)
 
 
 def test_what_cannot_be_done_is_refused_in_one_line() -> None:

@@ -98,9 +98,11 @@ def source_attribution(
     """
     _check_dropout(model)
     layers = stack_of(model).layers
-    if not 0 <= layer < len(layers) or taken_apart.kind(layers[layer].mixer) is None:
+    if not 0 <= layer < len(layers) or not taken_apart.points_of(layers[layer].mixer):
         raise DataError(f"layer must be that of a Mamba mixer, from 0 to {len(layers) - 1}, got {layer}")
     mixer, prefix = layers[layer].mixer, f"layers.{layer}.mixer."
+    if not isinstance(mixer.out_proj, nn.Linear):
+        raise DataError(f"out_proj of layer {layer} is a {type(mixer.out_proj).__name__}: merge adapters first")
     names = [prefix + name for name in _SOURCE]
     _, cache = run_with_cache(model, inputs, [*names, f"layers.{len(layers) - 1}.residual"], **arguments)
     stream = cache[f"layers.{len(layers) - 1}.residual"][:, position]

@@ -6,7 +6,7 @@
 | `layers.I.mixer.input`         | d_model                                   | the normed stream that the mixer reads  |
 | `layers.I.mixer.projected`     | the width of in_proj                      | everything that in_proj makes           |
 | `layers.I.mixer.z`             | d_inner; heads, headdim in Mamba-3        | the gate, before its silu               |
-| `layers.I.mixer.convolved`     | d_inner; with B and C in Mamba-2          | past convolution, silu; not in Mamba-3 |
+| `layers.I.mixer.convolved`     | d_inner; with B and C in Mamba-2          | past convolution and silu, if there is  |
 | `layers.I.mixer.x`             | d_inner; heads, headdim in Mamba-2, -3    | the values that are written into h      |
 | `layers.I.mixer.B`, `.C`       | state; groups, state in Mamba-2, -3;      | what writes into h, and what reads it,  |
 |--------------------------------|-------------------------------------------|-----------------------------------------|
@@ -86,9 +86,8 @@ def hook_names(model: nn.Module) -> tuple[str, ...]:
     """
     names = ["embedded"]
     for index, layer in enumerate(stack_of(model).layers):
-        mixer = taken_apart.kind(layer.mixer)
-        points = () if mixer is None else taken_apart.BY_MIXER[mixer]
-        names += [f"layers.{index}.mixer.{point}" for point in ("input", *points, "output")]
+        points = ("input", *taken_apart.points_of(layer.mixer), "output")
+        names += [f"layers.{index}.mixer.{point}" for point in points]
         if layer.mlp is not None:
             names.append(f"layers.{index}.mlp.output")
         names.append(f"layers.{index}.residual")
@@ -193,20 +192,11 @@ def _attach(stack: Stack, hooks: Mapping[str, list[Hook]], undo: list[Callable[[
         undo.append(layer.register_forward_hook(_on_result(whole, f"layers.{index}.residual")).remove)
         if layer.mlp is not None:
             undo.append(layer.mlp.register_forward_hook(_on_result(whole, f"layers.{index}.mlp.output")).remove)
-        if taken_apart.kind(layer.mixer) is None:
-            undo.append(layer.mixer.register_forward_pre_hook(_on_first_argument(points, "input")).remove)
-            undo.append(layer.mixer.register_forward_hook(_on_result(points, "output")).remove)
-        else:
-            layer.mixer.forward = _forward(layer.mixer, points)
-            undo.append(lambda mixer=layer.mixer: mixer.__dict__.pop("forward"))  # type: ignore[misc]
+        undo.append(layer.mixer.register_forward_pre_hook(_on_first_argument(points, "input")).remove)
+        undo.append(layer.mixer.register_forward_hook(_on_result(points, "output")).remove)
+        if taken_apart.points_of(layer.mixer):
+            undo.append(taken_apart.attach(layer.mixer, points))
     undo.append(stack.norm_f.register_forward_hook(_on_result(whole, "final")).remove)
-
-
-def _forward(mixer: nn.Module, points: _Points) -> Callable[..., tuple[Tensor, Any]]:
-    def forward(x: Tensor, state: Any = None, *, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Any]:
-        return taken_apart.forward(mixer, x, state, cu_seqlens, points)
-
-    return forward
 
 
 def _on_first_argument(points: _Points, name: str) -> Callable[..., Any]:
@@ -249,7 +239,7 @@ def _listed(name: str, names: Iterable[str]) -> str:
 
 
 def _check(model: nn.Module, stack: Stack) -> None:
-    if any("forward" in layer.mixer.__dict__ for layer in stack.layers):
+    if any({"forward", "mix"} & layer.mixer.__dict__.keys() for layer in stack.layers):
         raise DataError("the model has hooks in place already: leave the other context first, or give all hooks to one")
     if any(getattr(module, "gradient_checkpointing", False) and module.training for module in model.modules()):
         raise DataError(

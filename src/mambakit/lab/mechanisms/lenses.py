@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mambakit.errors import DataError
 from mambakit.lab.mechanisms.hooks import run_with_cache
 from mambakit.lab.mechanisms.stack import head_of, stack_of
-from mambakit.nn import Mamba2
+from mambakit.nn import Mamba2, Mamba3
 
 
 def logit_lens(model: nn.Module, inputs: Any, *, head: nn.Module | None = None, **arguments: Any) -> Tensor:
@@ -43,7 +43,7 @@ def convolution_taps(model: nn.Module, part: str | None = None) -> dict[int, Ten
 
     Args:
         model: one with a stack of blocks.
-        part: "x", "B" or "C", the channels of Mamba-2's convolution that are these; None for all.
+        part: "x", "B" or "C", the channels of the convolution that are these; None for all.
 
     Raises DataError where no layer has a convolution, or no such part.
     """
@@ -71,12 +71,11 @@ def tap_cosine(model: nn.Module, part: str | None = None) -> dict[int, Tensor]:
 
 
 def _channels(mixer: Any, part: str, taps: Tensor) -> Tensor:
-    if not isinstance(mixer, Mamba2):
-        if part == "x":
-            return taps
-        raise DataError(f"part {part!r} is one of Mamba-2's convolution; that of {type(mixer).__name__} has x alone")
-    shared = mixer.n_groups * mixer.d_state
-    parts = dict(zip(("x", "B", "C"), taps.split([mixer.d_inner, shared, shared]), strict=True))
-    if part not in parts:
-        raise DataError(f"part must be x, B or C, got {part!r}")
-    return parts[part]
+    sizes = {"x": len(taps)}
+    if isinstance(mixer, Mamba2):
+        sizes = {"x": mixer.d_inner, "B": mixer.n_groups * mixer.d_state, "C": mixer.n_groups * mixer.d_state}
+    elif isinstance(mixer, Mamba3):  # one with a convolution put before its scan
+        sizes = dict(zip(("x", "B", "C"), mixer.widths()[1:4], strict=True))
+    if part not in sizes:
+        raise DataError(f"part must be one of {', '.join(sizes)}, what this convolution reads, got {part!r}")
+    return dict(zip(sizes, taps.split(list(sizes.values())), strict=True))[part]

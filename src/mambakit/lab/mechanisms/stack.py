@@ -51,7 +51,6 @@ def head_of(model: nn.Module, head: nn.Module | None = None) -> tuple[Tensor, Te
         head = model.get_output_embeddings()  # type: ignore[operator]
     for name in ("lm_head", "head"):
         head = getattr(model, name, None) if head is None else head
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise DataError(f"{type(model).__name__} has no linear head by the name lm_head or head: pass head=")
-    return weight, getattr(head, "bias", None)
+    if not isinstance(head, nn.Linear):
+        raise DataError(f"{type(model).__name__} has no nn.Linear by the name lm_head or head: pass head=")
+    return head.weight, head.bias

@@ -20,27 +20,69 @@ from mambakit.nn import Mamba, Mamba2, Mamba2State, Mamba3, Mamba3State, MambaSt
 from mambakit.ops.mamba3_inputs import outer, per_head, per_rank
 from mambakit.ops.rotation import accumulate, rotate
 
-_INPUTS = ("x", "B", "C", "delta")
-_SCAN = ("decay", "states", "mixing", "scan_output", "gated")
-BY_MIXER: dict[type[nn.Module], tuple[str, ...]] = {
-    Mamba: ("projected", "z", "convolved", *_INPUTS, *_SCAN),
-    Mamba2: ("projected", "z", "convolved", *_INPUTS, *_SCAN),
-    Mamba3: ("projected", "z", *_INPUTS, "trap", "angles", *_SCAN),
-}
 ON_REQUEST = ("states", "mixing")
+_AFTER = ("scan_output", "gated")
 
 
-def kind(mixer: nn.Module) -> type[nn.Module] | None:
-    """Which of the taken-apart forwards is that of `mixer`; None for a mixer that is shown from outside alone."""
-    for known in BY_MIXER:
-        if isinstance(mixer, known) and type(mixer).forward is known.forward:
-            return known
-    return None
+def points_of(mixer: nn.Module) -> tuple[str, ...]:
+    """The hook points within `mixer`; none for a mixer that is shown from outside alone.
+
+    A subclass has them as long as what is taken apart is still its own: the forward, or in Mamba-3 what follows the
+    in-projection.
+    """
+    for known, joint in _JOINTS.items():
+        if isinstance(mixer, known) and getattr(type(mixer), joint) is getattr(known, joint):
+            convolved = ("convolved",) if hasattr(mixer, "convolve") else ()
+            more = ("trap", "angles") if known is Mamba3 else ()
+            return ("projected", *convolved, "z", "x", "B", "C", "delta", *more, "decay", *ON_REQUEST, *_AFTER)
+    return ()
 
 
-def forward(mixer: Any, x: Tensor, state: Any, cu_seqlens: Tensor | None, at: Point) -> tuple[Tensor, Any]:
-    """y and the state, as `mixer(x, state, cu_seqlens=...)` returns them, by way of the hook points."""
-    return _FORWARDS[kind(mixer)](mixer, x, state, cu_seqlens, at)  # type: ignore[index]
+def attach(mixer: Any, at: Point) -> Callable[[], None]:
+    """Put the hook points into a mixer that has them; returns what takes them out again."""
+    joint = next(joint for known, joint in _JOINTS.items() if isinstance(mixer, known))
+    replaced = {joint: _JOINED[joint](mixer, at)}
+    handles = [mixer.in_proj.register_forward_hook(lambda module, arguments, y: at("projected", y))]
+    if hasattr(mixer, "convolve"):
+        replaced["convolve"] = _convolve(mixer.convolve, at)
+    mixer.__dict__.update(replaced)
+
+    def remove() -> None:
+        for name in replaced:
+            del mixer.__dict__[name]
+        for handle in handles:
+            handle.remove()
+
+    return remove
+
+
+def _convolve(own: Callable[..., tuple[Tensor, Any]], at: Point) -> Callable[..., tuple[Tensor, Any]]:
+    def convolve(x: Tensor, state: Any, cu_seqlens: Tensor | None) -> tuple[Tensor, Any]:
+        y, after = own(x, state, cu_seqlens)
+        return at("convolved", y), after
+
+    return convolve
+
+
+def _forward(mixer: Any, at: Point) -> Callable[..., tuple[Tensor, Any]]:
+    run = _mamba if isinstance(mixer, Mamba) else _mamba2
+
+    def forward(x: Tensor, state: Any = None, *, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Any]:
+        return run(mixer, x, state, cu_seqlens, at)
+
+    return forward
+
+
+def _mix(mixer: Any, at: Point) -> Callable[..., tuple[Tensor, Any]]:
+    def mix(projected: Tensor, state: Any, cu_seqlens: Tensor | None) -> tuple[Tensor, Any]:
+        return _mamba3(mixer, projected, state, cu_seqlens, at)
+
+    return mix
+
+
+# What stands in for what: all of the first two, of Mamba-3 what follows the in-projection.
+_JOINTS: dict[type[nn.Module], str] = {Mamba: "forward", Mamba2: "forward", Mamba3: "mix"}
+_JOINED: dict[str, Callable[[Any, Point], Callable[..., tuple[Tensor, Any]]]] = {"forward": _forward, "mix": _mix}
 
 
 def gate(mixer: Any, y: Tensor, z: Tensor) -> Tensor:
@@ -96,10 +138,9 @@ def _mamba(
     mixer: Mamba, x: Tensor, state: MambaState | None, cu_seqlens: Tensor | None, at: Point
 ) -> tuple[Tensor, MambaState]:
     conv, before = (None, None) if state is None else state
-    u, z = mixer.split(at("projected", mixer.in_proj(at("input", x))))
-    z = at("z", z)
+    u, z = mixer.split(mixer.in_proj(x))
     u, conv = mixer.convolve(u, conv, cu_seqlens)
-    u = at("convolved", u)
+    z = at("z", z)
     delta, B, C = mixer.select(u)
     u, B, C = at("x", u), at("B", B), at("C", C)
     A = -torch.exp(mixer.A_log)
@@ -118,17 +159,17 @@ def _mamba(
     scanned, ssm = shown_scan(at, (scanned, ssm), form, lambda: delta[..., None] * A, call)
     y = at("scan_output", scanned.to(u.dtype) + skip(mixer, u).to(u.dtype))
     y = at("gated", gate(mixer, y, z))
-    return at("output", mixer.out_proj(y)), MambaState(conv, ssm)
+    return mixer.out_proj(y), MambaState(conv, ssm)
 
 
 def _mamba2(
     mixer: Mamba2, x: Tensor, state: Mamba2State | None, cu_seqlens: Tensor | None, at: Point
 ) -> tuple[Tensor, Mamba2State]:
     conv, before = (None, None) if state is None else state
-    z, xBC, dt = mixer.split(at("projected", mixer.in_proj(at("input", x))))
-    z = at("z", z)
+    z, xBC, dt = mixer.split(mixer.in_proj(x))
     xBC, conv = mixer.convolve(xBC, conv, cu_seqlens)
-    u, B, C = mixer.select(at("convolved", xBC))
+    z = at("z", z)
+    u, B, C = mixer.select(xBC)
     u, B, C = at("x", u), at("B", B), at("C", C)
     A = -torch.exp(mixer.A_log)
     delta = at("delta", F.softplus(_wide(dt) + mixer.dt_bias).clamp(*mixer.dt_limit))  # (batch, length, heads)
@@ -153,13 +194,13 @@ def _mamba2(
     scanned, ssm = shown_scan(at, (scanned, ssm), form, lambda: delta * A, call)
     y = at("scan_output", scanned.to(u.dtype) + skip(mixer, u).to(u.dtype))
     y = at("gated", gate(mixer, y, z))
-    return at("output", mixer.out_proj(y)), Mamba2State(conv, ssm)
+    return mixer.out_proj(y), Mamba2State(conv, ssm)
 
 
 def _mamba3(
-    mixer: Mamba3, x: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None, at: Point
+    mixer: Mamba3, projected: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None, at: Point
 ) -> tuple[Tensor, Mamba3State]:
-    z, u, B, C, dt, A, trap, angles = mixer.split(at("projected", mixer.in_proj(at("input", x))))
+    z, u, B, C, dt, A, trap, angles = mixer.split(projected)
     z, u, B, C = at("z", z), at("x", u), at("B", B), at("C", C)
     delta = at("delta", F.softplus(_wide(dt) + mixer.dt_bias))  # (batch, length, heads)
     trap, angles = at("trap", _wide(trap)), at("angles", _wide(angles))
@@ -208,10 +249,7 @@ def _mamba3(
     scanned, ssm = shown_scan(at, (scanned, after.ssm), form, lambda: delta * A, call)
     y = at("scan_output", scanned.to(u.dtype) + skip(mixer, u).to(u.dtype))
     y = at("gated", gate(mixer, y, z))
-    return at("output", mixer.out_proj(y)), after._replace(ssm=ssm)
-
-
-_FORWARDS: dict[type[nn.Module], Callable[..., tuple[Tensor, Any]]] = {Mamba: _mamba, Mamba2: _mamba2, Mamba3: _mamba3}
+    return mixer.out_proj(y), after._replace(ssm=ssm)
 
 
 def _wide(tensor: Tensor) -> Tensor:
