@@ -213,6 +213,38 @@ def test_subclasses_with_a_convolution_of_their_own_are_taken_apart_as_they_are(
     torch.testing.assert_close(model(x)[0], y, rtol=0, atol=1e-10)
 
 
+class Truncated(torch.nn.Module):
+    """A model that leaves its last layer out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = backbone("mamba")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stack.norm_f(self.stack.layers[0](x)[0])
+
+
+def test_a_hook_that_no_part_of_the_run_comes_by_is_an_error() -> None:
+    model = Truncated()
+    run_with_hooks(model, hidden(), {"layers.0.residual": torch.clone})
+    with pytest.raises(DataError, match=r"layers\.1\.mixer\.input never came up"):
+        run_with_cache(model, hidden())
+    with pytest.raises(DataError, match=r"before torch\.compile"):
+        run_with_cache(torch.compile(model), hidden())
+
+
+@pytest.mark.parametrize("case", GENERATIONS)
+def test_half_precision_runs_through_the_hooks_with_its_own_rounding(case: str) -> None:
+    options = {} if case == "mamba" else {"headdim": 4}
+    model = Backbone(8, 2, case, {"d_state": 4, **options}).to(torch.bfloat16)
+    x = hidden().to(torch.bfloat16)
+    expected, _ = model(x)
+    (y, _), cache = run_with_cache(model, x, ["*", "layers.*.mixer.mixing"])
+    assert y.dtype == torch.bfloat16
+    assert cache["layers.0.mixer.delta"].dtype == torch.float32
+    assert (y - expected).float().norm() < 2e-2 * expected.float().norm()
+
+
 def test_what_cannot_be_done_is_refused_in_one_line() -> None:
     model, x = backbone("mamba3"), hidden()
     with pytest.raises(DataError, match=r"layers\.0\.mixer\.convolved is no hook point"):

@@ -51,7 +51,7 @@ def test_the_matrix_of_mamba2_is_the_one_of_the_paper() -> None:
         group, A = head // (mixer.heads // mixer.n_groups), -math.exp(mixer.A_log[head].item())
         for i in range(LENGTH):
             for j in range(i + 1):
-                decay = math.exp(A * delta[j + 1 : i + 1, head].sum())
+                decay = math.exp(A * delta[j + 1 : i + 1, head].sum().item())
                 entry = (C[i, group] @ B[j, group]) * decay * delta[j, head]
                 torch.testing.assert_close(matrix[head, i, j], entry, rtol=1e-12, atol=1e-14)
 

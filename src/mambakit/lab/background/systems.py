@@ -100,7 +100,7 @@ def matrix_exponential(A: Tensor) -> Tensor:
     # then right to 1e-10 only.
     from scipy.linalg import expm
 
-    return torch.from_numpy(expm(A.numpy()))
+    return torch.from_numpy(expm(A.cpu().numpy())).to(A.device)
 
 
 Input = Callable[[float], float]

@@ -36,7 +36,6 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mambakit.errors import DataError
@@ -118,9 +117,7 @@ def run_with_cache(
 
         return hook
 
-    with hooked(model, {name: keep(name) for name in wanted}):
-        output = model(inputs, **arguments)
-    return output, Cache(kept)
+    return run_with_hooks(model, inputs, {name: keep(name) for name in wanted}, **arguments), Cache(kept)
 
 
 def run_with_hooks(model: nn.Module, inputs: Any, hooks: Mapping[str, Hook], **arguments: Any) -> Any:
@@ -133,15 +130,19 @@ def run_with_hooks(model: nn.Module, inputs: Any, hooks: Mapping[str, Hook], **a
 
     Raises DataError for a name that the model does not have, and for a replacement of another shape.
     """
-    with hooked(model, hooks):
-        return model(inputs, **arguments)
+    with hooked(model, hooks) as reached:
+        output = model(inputs, **arguments)
+    if missed := [name for pattern in hooks for name in matching(model, [pattern]) if name not in reached]:
+        raise DataError(f"{missed[0]} never came up: this call of the model does not run that part of it")
+    return output
 
 
 @contextmanager
-def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
+def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[set[str]]:
     """Functions at the model's hook points, as in `run_with_hooks`, for every call within the `with`.
 
-    Contexts don't nest: the inner one's functions would take the place of the outer one's.
+    What `as` gives is the set of names that came up so far. Contexts don't nest: the inner one's functions would take
+    the place of the outer one's.
     """
     stack = stack_of(model)
     by_name: dict[str, list[Hook]] = {}
@@ -150,9 +151,10 @@ def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
             by_name.setdefault(name, []).append(function)
     _check(model, stack)
     undo: list[Callable[[], Any]] = []
+    reached: set[str] = set()
     try:
-        _attach(stack, by_name, undo)
-        yield
+        _attach(stack, by_name, reached, undo)
+        yield reached
     finally:
         for each in undo:
             each()
@@ -161,13 +163,14 @@ def hooked(model: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
 class _Points:
     """The hook points under one prefix."""
 
-    def __init__(self, prefix: str, hooks: Mapping[str, list[Hook]]) -> None:
-        self._prefix, self._hooks = prefix, hooks
+    def __init__(self, prefix: str, hooks: Mapping[str, list[Hook]], reached: set[str]) -> None:
+        self._prefix, self._hooks, self._reached = prefix, hooks, reached
 
     def asked(self, name: str) -> bool:
         return self._prefix + name in self._hooks
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        self._reached.add(self._prefix + name)
         for hook in self._hooks.get(self._prefix + name, ()):
             version = tensor._version
             replacement = hook(tensor)
@@ -182,11 +185,11 @@ class _Points:
         return tensor
 
 
-def _attach(stack: Stack, hooks: Mapping[str, list[Hook]], undo: list[Callable[[], Any]]) -> None:
-    """Put the functions in place, and into `undo` what takes each away."""
-    whole = _Points("", hooks)
+def _attach(stack: Stack, hooks: Mapping[str, list[Hook]], reached: set[str], undo: list[Callable[[], Any]]) -> None:
+    """Put the functions in place, and into `undo` what takes each away; names go into `reached` as they come up."""
+    whole = _Points("", hooks, reached)
     for index, layer in enumerate(stack.layers):
-        points = _Points(f"layers.{index}.mixer.", hooks)
+        points = _Points(f"layers.{index}.mixer.", hooks, reached)
         if index == 0:
             undo.append(layer.register_forward_pre_hook(_on_first_argument(whole, "embedded")).remove)
         undo.append(layer.register_forward_hook(_on_result(whole, f"layers.{index}.residual")).remove)
@@ -245,5 +248,5 @@ def _check(model: nn.Module, stack: Stack) -> None:
         raise DataError(
             "gradient checkpointing runs layers again without the hooks: call gradient_checkpointing_disable()"
         )
-    if torch.compiler.is_compiling():
-        raise DataError("hooks need the model itself, not a compiled one")
+    if any(hasattr(each, "_orig_mod") or each._compiled_call_impl is not None for each in model.modules()):
+        raise DataError("a compiled model runs past its hooks: pass the model as it was before torch.compile")
