@@ -67,6 +67,8 @@ def test_what_cannot_be_attributed_is_refused() -> None:
     model, inputs = Classifier(backbone("mamba")), tokens()
     with pytest.raises(DataError, match="target must be from 0 to 10"):
         logit_attribution(model, inputs, 11)
+    with pytest.raises(DataError, match="position must be within 7 positions, got 7"):
+        logit_attribution(model, inputs, 1, position=7)
     with pytest.raises(DataError, match="from 0 to 1, got 2"):
         source_attribution(model, inputs, 1, 2)
     with pytest.raises(DataError, match=r"has no nn\.Linear by the name"):
@@ -95,6 +97,11 @@ def test_a_language_model_is_looked_into_as_it_is(mixer: str) -> None:
     found = logit_attribution(model, inputs, 7, position=4)
     torch.testing.assert_close(found.total, expected[:, 4, 7], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logit_lens(model, inputs)[-1], expected, rtol=1e-4, atol=1e-4)
+    padding = torch.ones_like(inputs)
+    padding[0, :3] = 0
+    for look in (logit_lens, lambda *given, **options: logit_attribution(*given, 7, **options)):
+        with pytest.raises(DataError, match="without an attention_mask"):
+            look(model, inputs, attention_mask=padding)
 
 
 def test_the_lens_of_a_layer_is_the_model_cut_after_it() -> None:
@@ -164,6 +171,8 @@ def test_a_probe_is_the_ridge_regression_of_its_closed_form(examples: int, featu
 def test_probes_refuse_what_they_cannot_fit() -> None:
     with pytest.raises(DataError, match="two examples or more"):
         fit_probe(torch.randn(3, 2), torch.randn(4))
+    with pytest.raises(DataError, match="not negative"):
+        fit_probe(torch.randn(3, 2), torch.tensor([0, -100, 1]))
     with pytest.raises(DataError, match="ridge must be positive"):
         fit_probe(torch.randn(3, 2), torch.randn(3), ridge=0.0)
     with pytest.raises(DataError, match="must be finite"):

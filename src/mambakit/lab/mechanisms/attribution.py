@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mambakit.errors import DataError
 from mambakit.lab.mechanisms import taken_apart
 from mambakit.lab.mechanisms.hooks import Cache, hook_names, run_with_cache
-from mambakit.lab.mechanisms.stack import head_of, stack_of
+from mambakit.lab.mechanisms.stack import check_rows, head_of, stack_of
 from mambakit.nn import Mamba
 
 
@@ -66,6 +66,7 @@ def logit_attribution(
     added = (".mixer.output", ".mlp.output")
     parts = [name for name in hook_names(model) if name == "embedded" or name.endswith(added)]
     _, cache = run_with_cache(model, inputs, parts, **arguments)
+    _check_position(inputs, cache["embedded"], position)
     stream = torch.stack(
         [cache[name][:, position].to(_wide(cache[name])) for name in parts], dim=1
     )  # (batch, parts, d)
@@ -105,7 +106,9 @@ def source_attribution(
         raise DataError(f"out_proj of layer {layer} is a {type(mixer.out_proj).__name__}: merge adapters first")
     names = [prefix + name for name in _SOURCE]
     _, cache = run_with_cache(model, inputs, [*names, f"layers.{len(layers) - 1}.residual"], **arguments)
-    stream = cache[f"layers.{len(layers) - 1}.residual"][:, position]
+    stream = cache[f"layers.{len(layers) - 1}.residual"]
+    _check_position(inputs, stream, position)
+    stream = stream[:, position]
     direction, _ = _direction(model, head, target, against, stream)
     read = Cache({name: cache[prefix + name] for name in _SOURCE})
     by_source, through_D = _by_source(mixer, read, direction, position)
@@ -163,6 +166,12 @@ def _rows(weight: Tensor, bias: Tensor | None, index: int | Tensor, batch: int, 
     if ((chosen < 0) | (chosen >= weight.shape[0])).any():
         raise DataError(f"{name} must be from 0 to {weight.shape[0] - 1}, the outputs of the head")
     return weight[chosen], weight.new_zeros(batch) if bias is None else bias[chosen]
+
+
+def _check_position(inputs: Any, stream: Tensor, position: int) -> None:
+    check_rows(inputs, stream)
+    if not -stream.shape[1] <= position < stream.shape[1]:
+        raise DataError(f"position must be within {stream.shape[1]} positions, got {position}")
 
 
 def _check_dropout(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mambakit.errors import DataError
 from mambakit.lab.mechanisms.hooks import run_with_cache
-from mambakit.lab.mechanisms.stack import head_of, stack_of
+from mambakit.lab.mechanisms.stack import check_rows, head_of, stack_of
 from mambakit.nn import Mamba2, Mamba3
 
 
@@ -25,6 +25,7 @@ def logit_lens(model: nn.Module, inputs: Any, *, head: nn.Module | None = None, 
     weight, bias = head_of(model, head)
     norm = stack_of(model).norm_f
     _, cache = run_with_cache(model, inputs, ["embedded", "layers.*.residual"], **arguments)
+    check_rows(inputs, cache["embedded"])
     streams = torch.stack([stream.to(norm.weight.dtype) for stream in cache.values()])  # type: ignore[arg-type]
     return F.linear(norm(streams).to(weight.dtype), weight, bias)
 

@@ -66,6 +66,8 @@ def fit_probe(features: Tensor, targets: Tensor, *, ridge: float = 1e-3) -> Prob
     if ridge <= 0:
         raise DataError(f"ridge must be positive, got {ridge}")
     classes = not targets.is_floating_point()
+    if classes and (targets.dim() != 1 or targets.min() < 0):
+        raise DataError(f"classes must be (examples,) and not negative, got {tuple(targets.shape)}")
     Y = F.one_hot(targets.long()).double().to(X.device) if classes else _columns(targets)
     if not (X.isfinite().all() and Y.isfinite().all()):
         raise DataError("features and targets must be finite")

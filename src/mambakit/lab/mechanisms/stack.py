@@ -54,3 +54,15 @@ def head_of(model: nn.Module, head: nn.Module | None = None) -> tuple[Tensor, Te
     if not isinstance(head, nn.Linear):
         raise DataError(f"{type(model).__name__} has no nn.Linear by the name lm_head or head: pass head=")
     return head.weight, head.bias
+
+
+def check_rows(inputs: Any, stream: Tensor) -> None:
+    """Refuse a run whose rows the model packed into one, as language models do with padded ones.
+
+    Raises DataError where the stream (batch, length, d_model) has not the rows of the inputs (batch, length, ...).
+    """
+    if isinstance(inputs, Tensor) and stream.shape[:2] != inputs.shape[:2]:
+        raise DataError(
+            f"the model ran {tuple(inputs.shape[:2])} rows as {tuple(stream.shape[:2])}, without their padding: "
+            "pass sequences of one length, without an attention_mask"
+        )
