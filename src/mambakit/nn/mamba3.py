@@ -10,7 +10,7 @@ There is no convolution and no parameter A: the decay, like everything else, is 
 have the names and shapes of the public checkpoints, and their initial values.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,19 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, eps=self.eps)
+
+
+class Mamba3Parts(NamedTuple):
+    """What the projection of Mamba-3 makes of the hidden vectors, as its scan takes it."""
+
+    z: Tensor  # (batch, length, heads, headdim)
+    u: Tensor  # (batch, length, heads, headdim)
+    B: Tensor  # (batch, length, [rank,] groups, state), normed
+    C: Tensor  # (batch, length, [rank,] groups, state), normed
+    dt: Tensor  # (batch, length, heads), before its bias and softplus
+    A: Tensor  # (batch, length, heads), negative
+    trap: Tensor  # (batch, length, heads), before its sigmoid
+    angles: Tensor  # (batch, length, pairs)
 
 
 class Mamba3(KeepsFloat32):
@@ -150,15 +163,13 @@ class Mamba3(KeepsFloat32):
         A subclass may change them on their way here. The compiled stack of `nn.Stepper` knows this class alone, so a
         subclass is stepped through its layers.
         """
-        z, u, B, C, dt, A, trap, angles = projected.split(self.widths(), dim=-1)
-        z, u = (t.unflatten(-1, (self.heads, self.headdim)) for t in (z, u))  # (batch, length, heads, headdim)
-        shape = (self.mimo_rank, self.n_groups, self.d_state) if self.mimo_rank > 1 else (self.n_groups, self.d_state)
+        z, u, B, C, dt, A, trap, angles = self.split(projected)
         y, state = ops.mamba3_scan(
             u,
             dt,
-            self._rate(A),
-            self.B_norm(B.unflatten(-1, shape)),
-            self.C_norm(C.unflatten(-1, shape)),
+            A,
+            B,
+            C,
             trap,
             angles,
             self.D,
@@ -177,8 +188,16 @@ class Mamba3(KeepsFloat32):
             cu_seqlens=cu_seqlens,
         )
         if self.norm is not None:
-            y = self._gated_norm(self.norm, y, z)
+            y = self.gated_norm(self.norm, y, z)
         return self.out_proj(y.flatten(-2)), state
+
+    def split(self, projected: Tensor) -> Mamba3Parts:
+        """What in_proj makes, B and C past their norms, A a rate."""
+        z, u, B, C, dt, A, trap, angles = projected.split(self.widths(), dim=-1)
+        z, u = (t.unflatten(-1, (self.heads, self.headdim)) for t in (z, u))
+        shape = (self.mimo_rank, self.n_groups, self.d_state) if self.mimo_rank > 1 else (self.n_groups, self.d_state)
+        B, C = self.B_norm(B.unflatten(-1, shape)), self.C_norm(C.unflatten(-1, shape))
+        return Mamba3Parts(z, u, B, C, dt, self._rate(A), trap, angles)
 
     def step(self, x: Tensor, state: Mamba3State | None = None) -> tuple[Tensor, Mamba3State]:
         """One step: x and y are (batch, d_model)."""
@@ -194,7 +213,7 @@ class Mamba3(KeepsFloat32):
         f = torch.where(a >= 0, 1 + a, 1 / (1 - a.clamp(max=0)))
         return (-f).clamp(max=-self.A_floor)
 
-    def _gated_norm(self, norm: GatedRMSNorm, y: Tensor, z: Tensor) -> Tensor:
+    def gated_norm(self, norm: GatedRMSNorm, y: Tensor, z: Tensor) -> Tensor:
         """y (batch, length, [rank,] heads, headdim) normed, gated by z, and under MIMO summed over its ranks."""
         if self.mimo_z is None or self.mimo_o is None:
             return norm(y.flatten(-2), z.flatten(-2)).view_as(z)
