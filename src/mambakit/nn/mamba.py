@@ -122,17 +122,9 @@ class Mamba(KeepsFloat32):
             y (batch, length, d_model) and the state after the last step.
         """
         conv, ssm = (None, None) if state is None else state
-<<<<<<< HEAD
-        u, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, length, d_inner) each
-        u, conv = self.convolve(u, conv, cu_seqlens)
-        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        if self.b_c_dt_rms_eps is not None:
-            dt, B, C = (F.rms_norm(t, t.shape[-1:], eps=self.b_c_dt_rms_eps).to(t.dtype) for t in (dt, B, C))
-=======
         u, z = self.split(self.in_proj(x))
         u, conv = self.convolve(u, conv, cu_seqlens)
         delta, B, C = self.select(u)
->>>>>>> e04706a93ad8bf1ad878ea39df142ed910a8b8a5
         y, ssm = ops.selective_scan(
             u,
             delta,
@@ -149,14 +141,11 @@ class Mamba(KeepsFloat32):
         )
         return self.out_proj(y), MambaState(conv, ssm)
 
-<<<<<<< HEAD
-=======
     def split(self, projected: Tensor) -> tuple[Tensor, Tensor]:
         """u and z, (batch, length, d_inner) each, of what in_proj makes."""
         u, z = projected.chunk(2, dim=-1)
         return u, z
 
->>>>>>> e04706a93ad8bf1ad878ea39df142ed910a8b8a5
     def convolve(self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         """silu(conv1d(x)) of x (batch, length, d_inner), and the convolution's state; a subclass may change what it is.
 
@@ -173,8 +162,6 @@ class Mamba(KeepsFloat32):
         )
         return y, state
 
-<<<<<<< HEAD
-=======
     def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the scan is steered by: delta (batch, length, d_inner) before its bias and softplus, B and C."""
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -182,7 +169,6 @@ class Mamba(KeepsFloat32):
             dt, B, C = (F.rms_norm(t, t.shape[-1:], eps=self.b_c_dt_rms_eps).to(t.dtype) for t in (dt, B, C))
         return self.dt_proj(dt), B, C
 
->>>>>>> e04706a93ad8bf1ad878ea39df142ed910a8b8a5
     def step(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
         """One step: x and y are (batch, d_model)."""
         y, state = self(x[:, None], state)

@@ -164,18 +164,9 @@ class Mamba2(KeepsFloat32):
             y (batch, length, d_model) and the state after the last step.
         """
         conv, ssm = (None, None) if state is None else state
-<<<<<<< HEAD
-        z, xBC, dt = self.in_proj(x).split([self.d_inner, self.d_xBC, self.heads], dim=-1)
-        xBC, conv = self.convolve(xBC, conv, cu_seqlens)
-        shared = self.n_groups * self.d_state
-        u, B, C = xBC.split([self.d_inner, shared, shared], dim=-1)
-        u = u.unflatten(-1, (self.heads, self.headdim))  # (batch, length, heads, headdim)
-        B, C = (t.unflatten(-1, (self.n_groups, self.d_state)) for t in (B, C))  # (batch, length, groups, state)
-=======
         z, xBC, dt = self.split(self.in_proj(x))
         xBC, conv = self.convolve(xBC, conv, cu_seqlens)
         u, B, C = self.select(xBC)
->>>>>>> e04706a93ad8bf1ad878ea39df142ed910a8b8a5
         y, ssm = ops.ssd(
             u,
             dt,
@@ -197,8 +188,6 @@ class Mamba2(KeepsFloat32):
             y = self.norm(y, z)
         return self.out_proj(y), Mamba2State(conv, ssm)
 
-<<<<<<< HEAD
-=======
     @property
     def skip(self) -> Tensor:
         """D as the scan takes it, (heads,) or (heads, headdim)."""
@@ -209,7 +198,6 @@ class Mamba2(KeepsFloat32):
         z, xBC, dt = projected.split([self.d_inner, self.d_xBC, self.heads], dim=-1)
         return z, xBC, dt
 
->>>>>>> e04706a93ad8bf1ad878ea39df142ed910a8b8a5
     def convolve(self, xBC: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         """silu(conv1d(xBC)) of x, B and C side by side, (batch, length, d_inner + 2 n_groups d_state), and the
         convolution's state; a subclass may change what it is.
@@ -227,8 +215,6 @@ class Mamba2(KeepsFloat32):
         )
         return y, state
 
-<<<<<<< HEAD
-=======
     def select(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """u (batch, length, heads, headdim), B and C (batch, length, groups, state) of the convolved xBC."""
         shared = self.n_groups * self.d_state
@@ -236,7 +222,6 @@ class Mamba2(KeepsFloat32):
         B, C = (t.unflatten(-1, (self.n_groups, self.d_state)) for t in (B, C))
         return u.unflatten(-1, (self.heads, self.headdim)), B, C
 
->>>>>>> e04706a93ad8bf1ad878ea39df142ed910a8b8a5
     def step(self, x: Tensor, state: Mamba2State | None = None) -> tuple[Tensor, Mamba2State]:
         """One step: x and y are (batch, d_model)."""
         y, state = self(x[:, None], state)
