@@ -5,11 +5,12 @@ Everything heavy is imported inside the commands, so that help comes at once.
 
 import typer
 
-from mambakit.cli.lab import catalogue, run
+from mambakit.cli.lab import catalogue, run, sweep
 
 app = typer.Typer(
     help="The research lab: synthetic tasks and ablations, trained, evaluated and recorded.",
     no_args_is_help=True,
 )
 app.command(epilog=run.EXAMPLES)(run.run)
+app.command(epilog=sweep.EXAMPLES)(sweep.sweep)
 app.command(name="list")(catalogue.catalogue)

@@ -50,7 +50,7 @@ def run(
     experiment = preset_of(task, preset).changed(parsed_settings(settings or []))
     outcomes = run_experiment(
         experiment,
-        list(_parsed_seeds(seeds)),
+        parsed_seeds(seeds),
         out,
         preset=preset,
         device=device,
@@ -76,7 +76,8 @@ def parsed_settings(pairs: list[str]) -> dict[str, str]:
     return found
 
 
-def _parsed_seeds(text: str) -> list[int]:
+def parsed_seeds(text: str) -> list[int]:
+    """What `--seeds` gave."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
