@@ -97,7 +97,7 @@ MINI: dict[str, Experiment] = {
     "composite": Experiment(
         CompositeFunctions(high=51, samples_per_pair=4_000, tests_per_pair=100),
         ModelSettings(gamma=1.0, n_layers=2, d_model=32, d_state=32),
-        replace(_MINI_TRAINING, batch_size=128),
+        replace(_MINI_TRAINING, steps=1_400, batch_size=128),
     ),
     "inverse": Experiment(
         InverseMatching(layers=2, training_samples=20_000, test_samples=500),
