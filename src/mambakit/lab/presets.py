@@ -97,7 +97,7 @@ MINI: dict[str, Experiment] = {
     "composite": Experiment(
         CompositeFunctions(high=51, samples_per_pair=4_000, tests_per_pair=100),
         ModelSettings(gamma=1.0, n_layers=2, d_model=32, d_state=32),
-        replace(_MINI_TRAINING, batch_size=128),
+        replace(_MINI_TRAINING, steps=1_400, batch_size=128),
     ),
     "inverse": Experiment(
         InverseMatching(layers=2, training_samples=20_000, test_samples=500),
@@ -115,9 +115,9 @@ MINI: dict[str, Experiment] = {
         replace(_MINI_TRAINING, steps=1_000, batch_size=16, weight_decay=0.0),
     ),
     "mqar": Experiment(
-        AssociativeRecall(length=64, pairs=4, vocabulary=256, training_samples=0, test_samples=500),
-        ModelSettings(mixer="mamba", n_layers=2, d_model=64, d_state=16),
-        replace(_MINI_TRAINING, batch_size=32, weight_decay=0.1),
+        AssociativeRecall(length=16, pairs=2, vocabulary=64, training_samples=0, test_samples=500),
+        ModelSettings(mixer="mamba2", n_layers=2, d_model=64, d_state=64),
+        replace(_MINI_TRAINING, steps=800, batch_size=128, learning_rate=5e-3),
     ),
     "parity": Experiment(
         Parity(shortest=2, longest=40, unseen=160, stages=4, stage_steps=300, test_samples=500),
