@@ -20,10 +20,9 @@ import itertools
 import json
 import re
 import runpy
-import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +214,8 @@ def _points(grid: Grid, seeds: Sequence[int] | None) -> Iterator[Point]:
     for seed in seeds if seeds is not None else grid.seeds:
         if not 0 <= seed < 2**32:
             raise DataError(f"seeds must be from 0 to 2^32 - 1, got {seed}")
-    for values in itertools.product(*grid.grid.values()):
-        settings = {**grid.settings, **dict(zip(grid.grid, values, strict=True))}
+    for chosen in itertools.product(*grid.grid.values()):
+        settings = {**grid.settings, **dict(zip(grid.grid, chosen, strict=True))}
         experiment = preset.changed({name: _text(value) for name, value in settings.items()})
         for seed in seeds if seeds is not None else grid.seeds:
             yield Point(experiment, grid.preset, seed)

@@ -113,7 +113,7 @@ def _on_ray(jobs: Sequence[Job], address: str | None, gpus: float) -> Iterator[E
     started_here = not ray.is_initialized()
     if started_here:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
+            ray.init(address=address, log_to_driver=False, include_dashboard=False)
         except (OSError, RuntimeError) as error:
             raise MambakitError(f"no Ray cluster at {address!r}: start one with `ray start --head`") from error
     try:

@@ -5,7 +5,7 @@ Everything heavy is imported inside the commands, so that help comes at once.
 
 import typer
 
-from mambakit.cli.lab import catalogue, run, sweep
+from mambakit.cli.lab import catalogue, report, run, sweep
 
 app = typer.Typer(
     help="The research lab: synthetic tasks and ablations, trained, evaluated and recorded.",
@@ -13,4 +13,5 @@ app = typer.Typer(
 )
 app.command(epilog=run.EXAMPLES)(run.run)
 app.command(epilog=sweep.EXAMPLES)(sweep.sweep)
+app.command(epilog=report.EXAMPLES)(report.report)
 app.command(name="list")(catalogue.catalogue)
