@@ -1,4 +1,5 @@
 # make demo    honest forecasts of AAPL, MSFT and GOOGL from built-in prices
+# make lab     the lab's tasks and ablations, small, and what they show of the published claims
 # make test    the whole test suite
 # make lint    ruff, mypy, and the layers of the house
 # make bench   ours beside the peers, with the floor that this machine sets
@@ -12,7 +13,8 @@ RUN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
 SAY := @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: demo test lint bench clean
+LAB_WORKERS ?= 2
+.PHONY: demo lab test lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -20,6 +22,12 @@ demo: $(VENV)/.installed
 	$(RUN)/mambakit forecast train --test --out models
 	$(SAY) "Predicting AAPL from the saved model"
 	$(RUN)/mambakit forecast predict AAPL --models models
+
+lab: $(VENV)/.installed
+	$(SAY) "Training every mini preset of the lab (under fifteen minutes on two cores)"
+	$(RUN)/mambakit lab sweep src/mambakit/lab/mini.toml --out lab-mini --device cpu --workers $(LAB_WORKERS)
+	$(SAY) "Tables, figures, and the published claims"
+	$(RUN)/mambakit lab report lab-mini --claims
 
 test: $(VENV)/.installed-dev
 	$(SAY) "Running the tests, one process for each processor"
@@ -38,7 +46,7 @@ bench: $(VENV)/.installed-bench
 	$(RUN)/python -m benchmarks.lm
 
 clean:
-	rm -rf $(VENV) build dist models
+	rm -rf $(VENV) build dist models lab-mini
 
 # torch comes first and alone, so that nothing else pulls in another build of it.
 $(VENV)/.torch:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mambakit import __version__
-from mambakit.cli import forecast, lm, stream
+from mambakit.cli import forecast, lab, lm, stream
 from mambakit.cli.doctor import doctor
 from mambakit.errors import MambakitError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.add_typer(forecast.app, name="forecast")
 app.add_typer(stream.app, name="stream")
 app.add_typer(lm.app, name="lm")
+app.add_typer(lab.app, name="lab")
 app.command()(doctor)
 
 

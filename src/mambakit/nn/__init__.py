@@ -15,7 +15,7 @@ from mambakit.nn.mamba import Mamba, MambaState
 from mambakit.nn.mamba2 import GatedRMSNorm, Mamba2, Mamba2State
 from mambakit.nn.mamba3 import Mamba3, Mamba3State
 from mambakit.nn.quantised import QuantisedEmbedding, QuantisedLinear
-from mambakit.nn.s4d import S4D, S4DState, hippo_legs
+from mambakit.nn.s4d import S4D, S4DState, hippo_legs, initial_modes, legs_modes
 from mambakit.nn.stepper import Stepper
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "S4D",
     "S4DState",
     "hippo_legs",
+    "initial_modes",
+    "legs_modes",
     "Attention",
     "AttentionState",
     "Bidirectional",

@@ -32,7 +32,8 @@ class Backbone(nn.Module):
     Args:
         d_model: width of the hidden vectors.
         n_layer: blocks.
-        mixer: the name of a mixer in `mambakit.nn.MIXERS`, or for a hybrid the names of each block's.
+        mixer: the name of a mixer in `mambakit.nn.MIXERS`, or for a hybrid the names of each block's; or a class of
+            one's own that is made and called as those are, and has their `out_proj`.
         mixer_options: arguments of the mixer beside d_model; for a hybrid of several mixers, such arguments by the
             name of the mixer.
         d_intermediate: width of a gated MLP after every mixer; 0 for none.
@@ -51,7 +52,7 @@ class Backbone(nn.Module):
         self,
         d_model: int,
         n_layer: int,
-        mixer: str | Sequence[str] = "mamba",
+        mixer: str | Sequence[str] | Callable[..., nn.Module] = "mamba",
         mixer_options: Mapping[str, Any] | None = None,
         *,
         d_intermediate: int = 0,
@@ -61,13 +62,16 @@ class Backbone(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        kinds = MIXERS
+        if callable(mixer):
+            kinds, mixer = {mixer.__name__: mixer}, mixer.__name__
         names = [mixer] * n_layer if isinstance(mixer, str) else list(mixer)
-        options = _options_by_name([mixer] if isinstance(mixer, str) else names, mixer_options or {})
+        options = _options_by_name([mixer] if isinstance(mixer, str) else names, mixer_options or {}, kinds)
         if len(names) != n_layer:
             raise ValueError(f"mixer must name one mixer or one for each of {n_layer} layers, got {len(names)} names")
         self.layers = nn.ModuleList(
             Block(
-                MIXERS[name](d_model, **options[name], device=device, dtype=dtype),
+                kinds[name](d_model, **options[name], device=device, dtype=dtype),
                 d_model,
                 d_intermediate=d_intermediate,
                 norm_eps=norm_eps,
@@ -99,12 +103,14 @@ class Backbone(nn.Module):
         return self.norm_f(hidden.to(self.norm_f.weight.dtype)), tuple(after)
 
 
-def _options_by_name(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _options_by_name(
+    names: Sequence[str], options: Mapping[str, Any], kinds: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
     """The arguments of each mixer: `options` are those of the only one, or such arguments by name."""
     used = set(names)
     for name in names:
-        if name not in MIXERS:
-            raise ValueError(f"mixer must be one of {', '.join(MIXERS)}, got {name!r}")
+        if name not in kinds:
+            raise ValueError(f"mixer must be one of {', '.join(kinds)}, got {name!r}")
     if len(used) == 1:
         return {names[0]: options}
     if not set(options) <= used:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mambakit import ops
 from mambakit.nn.initial_steps import initial_dt_bias
+from mambakit.nn.joints import as_built
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
 from mambakit.ops import decode
@@ -123,24 +124,14 @@ class Mamba(KeepsFloat32):
             y (batch, length, d_model) and the state after the last step.
         """
         conv, ssm = (None, None) if state is None else state
-        u, z = self.in_proj(x).chunk(2, dim=-1)  # (batch, length, d_inner) each
+        u, z = self.split(self.in_proj(x))
         if state is not None and self._has_plain_steps() and decode.serves(x, state, cu_seqlens, self.parameters()):
             return self._decode(u[:, 0], z[:, 0], state)
-        u, conv = ops.causal_conv1d(
-            u,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            activation="silu",
-            initial_state=conv,
-            return_final_state=True,
-            cu_seqlens=cu_seqlens,
-        )
-        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        if self.b_c_dt_rms_eps is not None:
-            dt, B, C = (F.rms_norm(t, t.shape[-1:], eps=self.b_c_dt_rms_eps).to(t.dtype) for t in (dt, B, C))
+        u, conv = self.convolve(u, conv, cu_seqlens)
+        delta, B, C = self.select(u)
         y, ssm = ops.selective_scan(
             u,
-            self.dt_proj(dt),
+            delta,
             -torch.exp(self.A_log),
             B,
             C,
@@ -154,6 +145,34 @@ class Mamba(KeepsFloat32):
         )
         return self.out_proj(y), MambaState(conv, ssm)
 
+    def split(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """u and z, (batch, length, d_inner) each, of what in_proj makes."""
+        u, z = projected.chunk(2, dim=-1)
+        return u, z
+
+    def convolve(self, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """silu(conv1d(x)) of x (batch, length, d_inner), and the convolution's state; a subclass may change what it is.
+
+        The compiled stack of `nn.Stepper` knows this class alone, so a subclass is stepped through its layers.
+        """
+        y, state = ops.causal_conv1d(
+            x,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            initial_state=state,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        return y, state
+
+    def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the scan is steered by: delta (batch, length, d_inner) before its bias and softplus, B and C."""
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        if self.b_c_dt_rms_eps is not None:
+            dt, B, C = (F.rms_norm(t, t.shape[-1:], eps=self.b_c_dt_rms_eps).to(t.dtype) for t in (dt, B, C))
+        return self.dt_proj(dt), B, C
+
     def _decode(self, u: Tensor, z: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """One step on a GPU, in few launches."""
         u, conv = decode.convolution(u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
@@ -162,9 +181,10 @@ class Mamba(KeepsFloat32):
         return self.out_proj(y[:, None]), MambaState(conv, ssm)
 
     def _has_plain_steps(self) -> bool:
-        """Whether nothing stands around dt_proj: no norm, no adapter in its place, no hook."""
+        """Whether its joints are its own and nothing stands around dt_proj: no norm, no adapter, no hook."""
         return (
-            self.b_c_dt_rms_eps is None
+            as_built(self, Mamba)
+            and self.b_c_dt_rms_eps is None
             and type(self.dt_proj) is DeltaProjection
             and not (self.dt_proj._forward_hooks or self.dt_proj._forward_pre_hooks)
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mambakit import ops
 from mambakit.nn.initial_steps import initial_dt_bias
+from mambakit.nn.joints import as_built
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
 from mambakit.ops import decode
@@ -165,29 +166,18 @@ class Mamba2(KeepsFloat32):
             y (batch, length, d_model) and the state after the last step.
         """
         conv, ssm = (None, None) if state is None else state
-        z, xBC, dt = self.in_proj(x).split([self.d_inner, self.d_xBC, self.heads], dim=-1)
-        if state is not None and decode.serves(x, state, cu_seqlens, self.parameters()):
+        z, xBC, dt = self.split(self.in_proj(x))
+        if state is not None and as_built(self, Mamba2) and decode.serves(x, state, cu_seqlens, self.parameters()):
             return self._decode(z[:, 0], xBC[:, 0], dt[:, 0], state)
-        xBC, conv = ops.causal_conv1d(
-            xBC,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            activation="silu",
-            initial_state=conv,
-            return_final_state=True,
-            cu_seqlens=cu_seqlens,
-        )
-        shared = self.n_groups * self.d_state
-        u, B, C = xBC.split([self.d_inner, shared, shared], dim=-1)
-        u = u.unflatten(-1, (self.heads, self.headdim))  # (batch, length, heads, headdim)
-        B, C = (t.unflatten(-1, (self.n_groups, self.d_state)) for t in (B, C))  # (batch, length, groups, state)
+        xBC, conv = self.convolve(xBC, conv, cu_seqlens)
+        u, B, C = self.select(xBC)
         y, ssm = ops.ssd(
             u,
             dt,
             -torch.exp(self.A_log),
             B,
             C,
-            self.D if self.D.shape[0] == self.heads else self.D.unflatten(0, (self.heads, self.headdim)),
+            self.skip,
             z.unflatten(-1, (self.heads, self.headdim)) if self.norm is None else None,
             self.dt_bias,
             dt_softplus=True,
@@ -202,6 +192,40 @@ class Mamba2(KeepsFloat32):
             y = self.norm(y, z)
         return self.out_proj(y), Mamba2State(conv, ssm)
 
+    @property
+    def skip(self) -> Tensor:
+        """D as the scan takes it, (heads,) or (heads, headdim)."""
+        return self.D if self.D.shape[0] == self.heads else self.D.unflatten(0, (self.heads, self.headdim))
+
+    def split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z (batch, length, d_inner), xBC (batch, length, d_xBC), dt (batch, length, heads) of what in_proj makes."""
+        z, xBC, dt = projected.split([self.d_inner, self.d_xBC, self.heads], dim=-1)
+        return z, xBC, dt
+
+    def convolve(self, xBC: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """silu(conv1d(xBC)) of x, B and C side by side, (batch, length, d_inner + 2 n_groups d_state), and the
+        convolution's state; a subclass may change what it is.
+
+        The compiled stack of `nn.Stepper` knows this class alone, so a subclass is stepped through its layers.
+        """
+        y, state = ops.causal_conv1d(
+            xBC,
+            self.conv1d.weight.squeeze(1),
+            self.conv1d.bias,
+            activation="silu",
+            initial_state=state,
+            return_final_state=True,
+            cu_seqlens=cu_seqlens,
+        )
+        return y, state
+
+    def select(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """u (batch, length, heads, headdim), B and C (batch, length, groups, state) of the convolved xBC."""
+        shared = self.n_groups * self.d_state
+        u, B, C = xBC.split([self.d_inner, shared, shared], dim=-1)
+        B, C = (t.unflatten(-1, (self.n_groups, self.d_state)) for t in (B, C))
+        return u.unflatten(-1, (self.heads, self.headdim)), B, C
+
     def _decode(self, z: Tensor, xBC: Tensor, dt: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         """One step on a GPU, in few launches."""
         y, conv, ssm = decode.mamba2_scan(
@@ -210,7 +234,7 @@ class Mamba2(KeepsFloat32):
             self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
             self.A_log,
-            self.D[:, None].expand(-1, self.headdim) if self.D.shape[0] == self.heads else self.D.view(self.heads, -1),
+            self.skip[:, None].expand(-1, self.headdim) if self.skip.dim() == 1 else self.skip,
             z if self.norm is None else None,
             self.dt_bias,
             self.dt_limit,

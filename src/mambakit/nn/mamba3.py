@@ -10,7 +10,7 @@ There is no convolution and no parameter A: the decay, like everything else, is 
 have the names and shapes of the public checkpoints, and their initial values.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,19 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, eps=self.eps)
+
+
+class Mamba3Parts(NamedTuple):
+    """What the projection of Mamba-3 makes of the hidden vectors, as its scan takes it."""
+
+    z: Tensor  # (batch, length, heads, headdim)
+    u: Tensor  # (batch, length, heads, headdim)
+    B: Tensor  # (batch, length, [rank,] groups, state), normed
+    C: Tensor  # (batch, length, [rank,] groups, state), normed
+    dt: Tensor  # (batch, length, heads), before its bias and softplus
+    A: Tensor  # (batch, length, heads), negative
+    trap: Tensor  # (batch, length, heads), before its sigmoid
+    angles: Tensor  # (batch, length, pairs)
 
 
 class Mamba3(KeepsFloat32):
@@ -117,7 +130,7 @@ class Mamba3(KeepsFloat32):
             self.mimo_z = nn.Parameter(share.clone())
             self.mimo_o = nn.Parameter(share / mimo_rank)
         self.D = nn.Parameter(torch.ones(self.heads, **wide_made))
-        self.in_proj = Linear(d_model, sum(self._widths()), bias=False, **made)
+        self.in_proj = Linear(d_model, sum(self.widths()), bias=False, **made)
         self.B_norm = RMSNorm(d_state, eps=norm_eps, **made)
         self.C_norm = RMSNorm(d_state, eps=norm_eps, **made)
         self.norm = None
@@ -140,15 +153,23 @@ class Mamba3(KeepsFloat32):
         Returns:
             y (batch, length, d_model) and the state after the last step.
         """
-        z, u, B, C, dt, A, trap, angles = self.in_proj(x).split(self._widths(), dim=-1)
-        z, u = (t.unflatten(-1, (self.heads, self.headdim)) for t in (z, u))  # (batch, length, heads, headdim)
-        shape = (self.mimo_rank, self.n_groups, self.d_state) if self.mimo_rank > 1 else (self.n_groups, self.d_state)
+        return self.mix(self.in_proj(x), state, cu_seqlens)
+
+    def mix(
+        self, projected: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Mamba3State]:
+        """What follows the in-projection: `projected` is z, x, B, C, dt, A, trap, angles side by side, of `widths`.
+
+        A subclass may change them on their way here. The compiled stack of `nn.Stepper` knows this class alone, so a
+        subclass is stepped through its layers.
+        """
+        z, u, B, C, dt, A, trap, angles = self.split(projected)
         y, state = ops.mamba3_scan(
             u,
             dt,
-            self._rate(A),
-            self.B_norm(B.unflatten(-1, shape)),
-            self.C_norm(C.unflatten(-1, shape)),
+            A,
+            B,
+            C,
             trap,
             angles,
             self.D,
@@ -167,8 +188,16 @@ class Mamba3(KeepsFloat32):
             cu_seqlens=cu_seqlens,
         )
         if self.norm is not None:
-            y = self._gated_norm(self.norm, y, z)
+            y = self.gated_norm(self.norm, y, z)
         return self.out_proj(y.flatten(-2)), state
+
+    def split(self, projected: Tensor) -> Mamba3Parts:
+        """What in_proj makes, B and C past their norms, A a rate."""
+        z, u, B, C, dt, A, trap, angles = projected.split(self.widths(), dim=-1)
+        z, u = (t.unflatten(-1, (self.heads, self.headdim)) for t in (z, u))
+        shape = (self.mimo_rank, self.n_groups, self.d_state) if self.mimo_rank > 1 else (self.n_groups, self.d_state)
+        B, C = self.B_norm(B.unflatten(-1, shape)), self.C_norm(C.unflatten(-1, shape))
+        return Mamba3Parts(z, u, B, C, dt, self._rate(A), trap, angles)
 
     def step(self, x: Tensor, state: Mamba3State | None = None) -> tuple[Tensor, Mamba3State]:
         """One step: x and y are (batch, d_model)."""
@@ -184,7 +213,7 @@ class Mamba3(KeepsFloat32):
         f = torch.where(a >= 0, 1 + a, 1 / (1 - a.clamp(max=0)))
         return (-f).clamp(max=-self.A_floor)
 
-    def _gated_norm(self, norm: GatedRMSNorm, y: Tensor, z: Tensor) -> Tensor:
+    def gated_norm(self, norm: GatedRMSNorm, y: Tensor, z: Tensor) -> Tensor:
         """y (batch, length, [rank,] heads, headdim) normed, gated by z, and under MIMO summed over its ranks."""
         if self.mimo_z is None or self.mimo_o is None:
             return norm(y.flatten(-2), z.flatten(-2)).view_as(z)
@@ -192,7 +221,7 @@ class Mamba3(KeepsFloat32):
         normed = norm(y.flatten(-2), gate.flatten(-2)).view_as(gate)
         return (normed * self.mimo_o.transpose(0, 1)).sum(2).to(y.dtype)
 
-    def _widths(self) -> list[int]:
+    def widths(self) -> list[int]:
         """Of what in_proj makes: z, x, B, C, dt, A, trap, angles."""
         vectors = self.d_state * self.n_groups * self.mimo_rank
         heads = self.heads

@@ -85,7 +85,7 @@ class S4D(KeepsFloat32):
             raise ValueError(f"discretisation must be one of {', '.join(DISCRETISATIONS)}, got {discretisation!r}")
         self.d_model, self.d_state, self.discretisation = d_model, d_state, discretisation
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        A, B = _initial_modes(init, d_state)
+        A, B = initial_modes(init, d_state)
         made: dict[str, Any] = {"dtype": wide, "device": device}
         self.log_A_real = nn.Parameter(torch.log(-A.real).to(device, wide).repeat(d_model, 1))
         self.A_imag = nn.Parameter(A.imag.to(device, wide).repeat(d_model, 1))
@@ -190,8 +190,11 @@ def _weighted_sum(v: Tensor, starts: Tensor, within: Tensor) -> Tensor:
     return (starts * inner).sum(2)  # over the blocks, (batch, d_model, blocks, modes)
 
 
-def _initial_modes(init: str, d_state: int) -> tuple[Tensor, Tensor]:
-    """A and B (d_state / 2,) of one channel, complex128."""
+def initial_modes(init: str, d_state: int) -> tuple[Tensor, Tensor]:
+    """A and B (d_state / 2,) of one channel, complex128, by the name that `S4D` takes as its `init`.
+
+    Raises ValueError for another name.
+    """
     n = torch.arange(d_state // 2, dtype=torch.float64)
     half = torch.full_like(n, -0.5)
     if init == "lin":
@@ -201,21 +204,22 @@ def _initial_modes(init: str, d_state: int) -> tuple[Tensor, Tensor]:
     elif init == "real":
         A = torch.complex(-(n + 1), torch.zeros_like(n))
     elif init == "legs":
-        return _legs_modes(d_state)
+        modes, vectors = legs_modes(d_state)
+        kept = slice(d_state // 2, None)  # of each conjugate pair the one that turns forward
+        return modes[kept], vectors.mH[kept] @ hippo_legs(d_state)[1].to(vectors)
     else:
         raise ValueError(f"init must be one of {', '.join(INITS)}, got {init!r}")
     return A, torch.ones_like(A)
 
 
-def _legs_modes(d_state: int) -> tuple[Tensor, Tensor]:
-    """The eigenvalues of the normal part of HiPPO-LegS, A + P P^T with P_n = sqrt(n + 1/2), and B among its vectors.
+def legs_modes(d_state: int) -> tuple[Tensor, Tensor]:
+    """The eigenvalues (d_state,), ascending, and eigenvectors of the normal part of HiPPO-LegS, in complex128.
 
-    That part is -1/2 plus a skew-symmetric matrix S; -i S is Hermitian. Of each conjugate pair the eigenvalue with the
-    positive imaginary part is kept.
+    That part is A + P P^T with P_n = sqrt(n + 1/2): -1/2 plus a skew-symmetric matrix S, and -i S is Hermitian. The
+    eigenvalues of A itself are so ill-conditioned that double precision loses them.
     """
-    A, B = hippo_legs(d_state)
+    A, _ = hippo_legs(d_state)
     P = torch.sqrt(torch.arange(d_state, dtype=torch.float64) + 0.5)
     S = A + P[:, None] * P + 0.5 * torch.eye(d_state, dtype=torch.float64)
-    frequencies, vectors = torch.linalg.eigh(-1j * S)  # ascending: the second half is positive
-    kept = slice(d_state // 2, None)
-    return torch.complex(torch.full_like(frequencies[kept], -0.5), frequencies[kept]), vectors.mH[kept] @ B.to(vectors)
+    frequencies, vectors = torch.linalg.eigh(-1j * S)
+    return torch.complex(torch.full_like(frequencies, -0.5), frequencies), vectors

@@ -8,14 +8,20 @@ An operation is a NamedTuple of its inputs, a function that allocates its output
 
 where `kept` is what the forward leaves for the backward. `register` makes of these the torch operators
 `mambakit::<name>` and `mambakit::<name>_backward`, so that torch.compile and torch.export see the operation whole.
+Under torch.vmap one that `mambakit.ops.folding` knows runs once for all models; gradients are taken outside of it.
 """
 
+import contextlib
 import types
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mambakit.ops.folding import FOLDS, unfolded
 
 Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
 
@@ -105,8 +111,8 @@ def register(
         ctx.backend = backend
         ctx.set_materialize_grads(False)  # of what is kept, which is large and has no gradient
 
-    def autograd(
-        ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, *_: None
+    def gradients_by(
+        call: Callable[..., tuple[Tensor, ...]], ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         values = [
@@ -117,18 +123,49 @@ def register(
             like = outputs(make(*values), False, ctx.backend)
             grad_y = torch.zeros_like(like[0]) if grad_y is None else grad_y
             grad_final_state = torch.zeros_like(like[1]) if grad_final_state is None else grad_final_state
-        found = backward_op(*values, ctx.backend, *saved[count:], grad_y, grad_final_state)
+        found = call(*values, ctx.backend, *saved[count:], grad_y, grad_final_state)
         named = dict(zip(differentiable, found, strict=True))
         grads = [None if value is None else named.get(field) for field, value in zip(hints, values, strict=True)]
         return (*grads, None, None)
 
+    def autograd(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, *_: None) -> tuple[Any, ...]:
+        return gradients_by(backward_op, ctx, grad_y, grad_final_state)
+
     forward_op.register_autograd(autograd, setup_context=setup_context)
+    if inputs_type in FOLDS:
+        fold = FOLDS[inputs_type]
+
+        def of_many_models(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+            inputs = fold.folded(make(*args[:count]), in_dims[:count], info.batch_size)
+            y, final_state, *kept_tensors = forward_op(*inputs, *args[count:])
+            axes = y.dim() + fold.y, fold.final_state
+            outer = [unfolded(t, axis, info.batch_size) for t, axis in zip((y, final_state), axes, strict=True)]
+            # What is kept stays folded: backward alone reads it.
+            return (*outer, *kept_tensors), (*axes, *[None] * kept)
+
+        forward_op.register_vmap(of_many_models)
+
+    class Recorded(torch.autograd.Function):
+        """The operator's gradients without the operator."""
+
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+            result = forward(*args)
+            setup_context(ctx, args, result)
+            ctx.mark_non_differentiable(*result[2:])
+            return result
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, *_: None) -> tuple[Any, ...]:
+            return gradients_by(backward, ctx, grad_y, grad_final_state)
 
     def run(inputs: Inputs, backend: str) -> tuple[Tensor, Tensor]:
         keep = _needs_gradient(inputs)
-        # Outside of graphs and transforms nobody needs the operator itself, which costs 50 microseconds a call and, the
-        # first time, a second to load what torch.compile is made of.
-        call = forward if not keep and _nobody_looks_on(inputs) else forward_op
+        # Outside of graphs and transforms nobody needs the operator itself, which costs 50 microseconds a call, several
+        # times that with its backward, and, the first time, a second to load what torch.compile is made of.
+        plain = Recorded.apply if keep else forward
+        call = plain if _nobody_looks_on(inputs) else forward_op
         y, final_state, *_ = call(*inputs, keep, backend)
         return y, final_state
 
@@ -141,7 +178,11 @@ def runs_plainly(inputs: tuple[Any, ...]) -> bool:
 
 
 def _needs_gradient(inputs: tuple[Any, ...]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+    if not torch.is_grad_enabled():
+        return False
+    # Seen through the axis of a vmap nothing requires a gradient; what lies under it may.
+    under_vmap = torch._C._are_functorch_transforms_active()
+    return under_vmap or any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
 
 
 def _nobody_looks_on(inputs: tuple[Any, ...]) -> bool:
@@ -154,9 +195,11 @@ def _nobody_looks_on(inputs: tuple[Any, ...]) -> bool:
     )
 
 
-def _as_given(tensor: Tensor) -> torch.autocast:
+def _as_given(tensor: Tensor) -> AbstractContextManager[Any]:
     """Without autocast, which would take a backend's float32 sums in half precision."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    if torch.is_autocast_enabled(tensor.device.type):
+        return torch.autocast(tensor.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _is_tensor(hint: Any) -> bool:

@@ -1,0 +1,179 @@
+"""Parity and modular arithmetic: tasks that need a state that turns, not one that only decays (arXiv 2603.15569).
+
+    1 0 1 1          ->   1, the sum mod 2
+    3 + 2 * 4 - 1 =  ->   0, the value mod 5; * before + and -, or from left to right; with brackets, if wanted
+
+Training draws one length for each batch from [shortest, longest], and under a curriculum longest rises in stages to
+its full value. `test` has the longest trained length, `ood` a greater one.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mambakit.errors import DataError
+from mambakit.lab.tasks.batch import Batch, check_positive, check_split, integers
+from mambakit.training.batches import derived_seed
+
+PLUS, MINUS, TIMES, OPEN, CLOSE, EQUALS = range(6)  # after the numbers
+
+
+@dataclass(frozen=True)
+class SequenceLengths:
+    """How long sequences are, as training goes on.
+
+    Attributes:
+        shortest, longest: of training, both included.
+        unseen: the length of the split `ood`.
+        stages: of the curriculum; in stage i of n, longest is that of a straight line from shortest; 1 for none.
+        stage_steps: of each stage but the last, which lasts.
+        test_samples: of the splits `test` and `ood`, drawn from streams of their own.
+
+    When training is done, the lengths longest, 2 longest, 4 longest and 8 longest are judged.
+    """
+
+    shortest: int = 3
+    longest: int = 40
+    unseen: int = 160
+    stages: int = 1
+    stage_steps: int = 10_000
+    test_samples: int = 1_000
+    groups: ClassVar[tuple[str, ...]] = ()
+    splits: ClassVar[tuple[str, ...]] = ("train", "test", "ood")
+
+    def __post_init__(self) -> None:
+        check_positive(self, "shortest", "stages", "stage_steps", "test_samples")
+        if not self.shortest <= self.longest <= self.unseen:
+            raise DataError(
+                f"shortest, longest and unseen must rise, got {self.shortest}, {self.longest} and {self.unseen}"
+            )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(self.longest << doubled for doubled in range(4))
+
+    def samples(self, split: str) -> int | None:
+        return None if split == "train" else self.test_samples
+
+    def length_at(self, step: int, split: str) -> int:
+        if split != "train":
+            return self.longest if split == "test" else self.unseen
+        stage = min(self.stages, 1 + step // self.stage_steps)
+        greatest = self.shortest + (self.longest - self.shortest) * stage // self.stages
+        # Of the step alone, so that models of different seeds, trained as one, have batches of one shape.
+        return self.shortest + derived_seed(step) % (greatest - self.shortest + 1)
+
+
+@dataclass(frozen=True)
+class Parity(SequenceLengths):
+    """The sum of bits mod 2.
+
+    Lengths, curriculum and samples are set as in `SequenceLengths`.
+
+    Attributes:
+        supervise: "last" asks for the parity at the last position, "every" for that of every prefix.
+    """
+
+    name: ClassVar[str] = "parity"
+
+    supervise: str = "last"
+    vocabulary: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.supervise not in ("last", "every"):
+            raise DataError(f"supervise must be last or every, got {self.supervise!r}")
+        if self.vocabulary < 2:
+            raise DataError(f"vocabulary must be at least 2, got {self.vocabulary}")
+
+    def batch(self, split: str, size: int, length: int, generator: torch.Generator) -> Batch:
+        """(size, length) tokens and the answers asked for."""
+        check_split(self, split)
+        tokens = integers(0, 1, (size, length), generator)
+        sums = tokens.cumsum(1) % 2
+        return Batch(tokens, sums if self.supervise == "every" else sums[:, -1:], tokens.new_zeros(size))
+
+
+@dataclass(frozen=True)
+class ModularArithmetic(SequenceLengths):
+    """The value of an expression mod 5 or another number, asked for at the equals sign that ends it.
+
+    Lengths, curriculum and samples are set as in `SequenceLengths`. Lengths count tokens without the equals sign;
+    without brackets they are odd, an even one meaning the next lower.
+
+    Attributes:
+        modulus: numbers are 0, ..., modulus - 1; the signs + - * ( ) = follow them in the vocabulary.
+        precedence: * before + and - when there are no brackets; without it they are taken from left to right.
+        brackets: expressions with brackets around every operation.
+        structures: with brackets, how many ways of bracketing a batch has; its samples are spread over them.
+    """
+
+    name: ClassVar[str] = "modular-arithmetic"
+
+    modulus: int = 5
+    precedence: bool = True
+    brackets: bool = False
+    structures: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "structures")
+        if self.modulus < 2:
+            raise DataError(f"modulus must be at least 2, got {self.modulus}")
+
+    @property
+    def vocabulary(self) -> int:
+        return self.modulus + 6
+
+    def batch(self, split: str, size: int, length: int, generator: torch.Generator) -> Batch:
+        """(size, length or fewer, and one) tokens and (size, 1) answers."""
+        check_split(self, split)
+        if self.brackets:
+            shares = [len(part) for part in torch.arange(size).tensor_split(min(self.structures, size))]
+            drawn = [self._bracketed(length, share, generator) for share in shares]
+            tokens, value = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        else:
+            tokens, value = self._flat((length + 1) // 2, size, generator)
+        equals = torch.full((size, 1), self.modulus + EQUALS, device=generator.device)
+        return Batch(torch.cat([tokens, equals], dim=1), value[:, None] % self.modulus, value.new_zeros(size))
+
+    def _flat(self, numbers: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(size, 2 numbers - 1) tokens and their value."""
+        operands = integers(0, self.modulus - 1, (size, numbers), generator)
+        signs = integers(PLUS, TIMES, (size, numbers - 1), generator)
+        tokens = operands.new_empty(size, 2 * numbers - 1)
+        tokens[:, ::2], tokens[:, 1::2] = operands, self.modulus + signs
+        total, term = torch.zeros_like(operands[:, 0]), operands[:, 0]
+        for sign, number in zip(signs.unbind(1), operands[:, 1:].unbind(1), strict=True):
+            times = sign == TIMES
+            signed = torch.where(sign == MINUS, -number, number)
+            if self.precedence:
+                total = torch.where(times, total, total + term)
+                term = torch.where(times, term * number, signed) % self.modulus
+            else:
+                term = torch.where(times, term * number, term + signed) % self.modulus
+        return tokens, total + term
+
+    def _bracketed(self, length: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(size, length) tokens and their value: a number, -number, or (left sign right), each side such again."""
+        if length <= 2:
+            number = integers(0, self.modulus - 1, (size, 1), generator)
+            if length == 1:
+                return number, number[:, 0]
+            return torch.cat([self._sign(MINUS, number), number], dim=1), -number[:, 0]
+        if length <= 4:  # no operation fits: brackets around less
+            tokens, value = self._bracketed(length - 2, size, generator)
+            return torch.cat([self._sign(OPEN, tokens), tokens, self._sign(CLOSE, tokens)], dim=1), value
+        share = torch.rand((), generator=generator, device=generator.device)
+        left_length = 1 + min(length - 5, int(share * (length - 4)))
+        left, a = self._bracketed(left_length, size, generator)
+        right, b = self._bracketed(length - 3 - left_length, size, generator)
+        sign = integers(PLUS, TIMES, (size,), generator)
+        value = torch.where(sign == PLUS, a + b, torch.where(sign == MINUS, a - b, a * b)) % self.modulus
+        ends = self._sign(OPEN, left), self._sign(CLOSE, left)
+        return torch.cat([ends[0], left, self.modulus + sign[:, None], right, ends[1]], dim=1), value
+
+    def _sign(self, sign: int, like: Tensor) -> Tensor:
+        return torch.full_like(like[:, :1], self.modulus + sign)
