@@ -1,5 +1,8 @@
 """How well a model predicts a text: the state is carried from its first token to its last, so nothing is cut.
 
+Attention knows no positions beyond those that it was trained on. A model of it is given a `context`: it then reads
+windows of so many tokens, each half over the one before, and predicts the half that is new.
+
 perplexity = exp(nats / token)        bits / byte = nats / (bytes ln 2)
 """
 
@@ -61,6 +64,7 @@ def evaluate(
     text_bytes: int,
     *,
     chunk: int = CHUNK,
+    context: int | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Read every document from its start to its end and predict each token but its first.
@@ -69,10 +73,14 @@ def evaluate(
         model: in eval mode.
         text_bytes: bytes of the text, for the numbers by byte.
         chunk: tokens at a time; the result does not depend on it.
+        context: tokens that a prediction may look back on, at least half of them; None: all.
         on_tokens: called with the tokens of each chunk.
 
-    Raises DataError where no document has two tokens, or a token is outside the model's vocabulary.
+    Raises DataError where no document has two tokens, a token is outside the model's vocabulary, or the context is
+    shorter than 2.
     """
+    if context is not None and context < 2:
+        raise DataError(f"context must be at least 2 tokens, got {context}")
     largest = int(np.max(stream.tokens))
     if largest >= model.config.vocab_size:
         raise DataError(
@@ -81,16 +89,22 @@ def evaluate(
     started, nats, predicted = time.perf_counter(), 0.0, 0
     ends = [*stream.starts[1:].tolist(), len(stream.tokens)]
     for first, last in zip(stream.starts.tolist(), ends, strict=True):
-        cache = None
-        for low in range(first, last - 1, chunk):
-            high = min(low + chunk, last - 1)
-            ids = torch.from_numpy(stream.tokens[low : high + 1].astype(np.int64)).to(model.device)
-            output = model(ids[None, :-1], past_key_values=cache, use_cache=True)
+        cache, low = None, first
+        while low < last - 1:
+            if context is None:
+                begin, high = low, min(low + chunk, last - 1)
+            else:  # from half a window back, but for the first
+                begin = max(first, low - context // 2)
+                high, cache = min(begin + context, last - 1), None
+            ids = torch.from_numpy(stream.tokens[begin : high + 1].astype(np.int64)).to(model.device)
+            output = model(ids[None, :-1], past_key_values=cache, use_cache=context is None)
             cache = output.past_key_values
-            nats += float(F.cross_entropy(output.logits[0], ids[1:], reduction="sum"))
+            new = low - begin
+            nats += float(F.cross_entropy(output.logits[0, new:], ids[1 + new :], reduction="sum"))
             predicted += high - low
             if on_tokens is not None:
                 on_tokens(high - low)
+            low = high
     if predicted == 0:
         raise DataError("there is nothing to predict: every document has a single token")
     return Evaluation(predicted, text_bytes, nats, time.perf_counter() - started)

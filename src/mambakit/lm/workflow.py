@@ -106,7 +106,8 @@ def train_and_store(
             raise
         if not is_first():
             return None
-        found = evaluate(model.float(), held_out, text_bytes(held_out, tokenizer))
+        bound = context if "attention" in config.mixers else None
+        found = evaluate(model.float(), held_out, text_bytes(held_out, tokenizer), context=bound)
         trained = Trained(record, found, sum(parameter.numel() for parameter in model.parameters()))
         _store(out, model, tokenizer, trained, texts)
         with suppress(OSError):
@@ -144,13 +145,14 @@ def evaluate_stored(
     *,
     column: str = "text",
     last: float = 1.0,
+    context: int | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Evaluate on text or Parquet files, or on their last share alone."""
+    """Evaluate on text or Parquet files, or on their last share alone; `context` as in `evaluate`."""
     stream = tokenize(read_documents(files, column), tokenizer)
     if last < 1:
         _, stream = stream.split(last)
-    return evaluate(model, stream, text_bytes(stream, tokenizer), on_tokens=on_tokens)
+    return evaluate(model, stream, text_bytes(stream, tokenizer), context=context, on_tokens=on_tokens)
 
 
 def convert(source: str, out: Path, format: str, dtype: str | None = None) -> None:

@@ -28,6 +28,10 @@ def evaluate(
     tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is, if not with the model.")] = None,
     column: Annotated[str, typer.Option(help="Column of Parquet files.")] = "text",
     last: Annotated[float, typer.Option(min=0.0001, max=1, help="Only the last share of the tokens.")] = 1.0,
+    context: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens to look back on, as trained: for attention. Without it, all of a document."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: of the weights.")] = "auto",
     weights: Annotated[
         str | None, typer.Option(help="Any of bfloat16, int8, int4, with commas: store the weights so and compare.")
@@ -35,7 +39,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Print perplexity, nats and bits by byte, and tokens a second; the state is carried through each document."""
+    """Print perplexity, nats and bits by byte, and tokens a second; the state is carried through each document.
+
+    Attention knows no positions beyond those of its training: give such a model its --context.
+    """
     import json
     import sys
 
@@ -60,8 +67,10 @@ def evaluate(
         for name in compared:
             task = bar.add_task(f"tokens {name or ''}", total=None)
             network, words = open_model(model, tokenizer, dtype, name)
+            if context is None and "attention" in network.config.mixers and not quiet:
+                print("note: attention past the context of its training predicts badly; see --context", file=sys.stderr)
             advance = partial(bar.advance, task)
-            one = evaluate_stored(network, words, data, column=column, last=last, on_tokens=advance)
+            one = evaluate_stored(network, words, data, column=column, last=last, context=context, on_tokens=advance)
             found[name] = one, weight_bytes(network)
             del network  # before the next is read
     if as_json:
