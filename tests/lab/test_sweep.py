@@ -147,6 +147,12 @@ def test_ray_that_is_not_there_is_asked_for(tmp_path: Path, monkeypatch: pytest.
         sweep(python_file(tmp_path, grid()), tmp_path / "out", engine="ray", device="cpu")
 
 
+def test_a_cluster_that_does_not_answer_is_told_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(MambakitError, match=r"no Ray cluster at 'ray://127\.0\.0\.1:1'"):
+        sweep(python_file(tmp_path, grid()), tmp_path / "out", engine="ray", address="ray://127.0.0.1:1", device="cpu")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
