@@ -41,3 +41,39 @@ def test_the_list_shows_tasks_presets_settings_and_models() -> None:
     assert done.returncode == 0
     for word in ("selective-copying", "mini", "paper", "samples_per_pair", "learning_rate", "sinusoidal"):
         assert word in done.stdout
+
+
+def test_a_sweep_and_its_report_by_hand(tmp_path: Path) -> None:
+    file, out = tmp_path / "sweep.toml", tmp_path / "out"
+    settings = ", ".join(f"{pair.replace('=', ' = ')}" for pair in TINY[1:-2:2])
+    file.write_text(f'[[experiments]]\ntask = "composite"\nsettings = {{{settings}}}\ngrid = {{gamma = [0.5, 1.0]}}\n')
+    done = mambakit("lab", "sweep", file, "--out", out, "--seeds", "5", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "2 points: 0 done, 2 to go in 2 runs" in done.stderr
+    assert "[2/2] composite-standard-mamba2-" in done.stderr
+    assert f"2 runs made in {out}" in done.stdout
+
+    again = mambakit("lab", "sweep", file, "--out", out, "--seeds", "5", "--device", "cpu", "--quiet")
+    assert again.returncode == 0
+    assert again.stderr == ""
+    assert f"0 runs made in {out}" in again.stdout
+
+    shown = mambakit("lab", "report", out, "--claims")
+    assert shown.returncode == 0, shown.stderr
+    assert "gamma 0.5" in shown.stdout
+    assert "not yet run" in shown.stdout
+    assert (out / "report" / "composite-curves.svg").is_file()
+    assert "Published numbers" in (out / "report" / "index.md").read_text()
+
+
+def test_claims_are_printed_without_any_run_and_cell_by_cell_where_asked() -> None:
+    folded, every = mambakit("lab", "report", "--claims"), mambakit("lab", "report", "--claims", "--every")
+    assert folded.returncode == every.returncode == 0
+    assert "72 cells" in folded.stdout
+    assert "72 cells" not in every.stdout
+    assert "n_layers 7, gamma 0.1" in " ".join(every.stdout.split())
+
+
+def test_wrong_sweeps_and_reports_are_one_line(tmp_path: Path) -> None:
+    assert_one_line_error(mambakit("lab", "sweep", tmp_path / "none.toml", "--out", tmp_path / "o"), "is not there")
+    assert_one_line_error(mambakit("lab", "report", tmp_path, "--every"), "--every is of --claims")

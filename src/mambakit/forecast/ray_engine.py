@@ -4,16 +4,13 @@ Nodes need not share a disk: a task gives its result back, and the machine that 
 `mambakit[ray]`, and mambakit on every node.
 """
 
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mambakit.errors import MambakitError
 from mambakit.forecast.engines import DONE, FAILED, Event, Failure, Job, OnEpoch, Success, reason_of
-
-_SECONDS_TO_ANSWER = 5.0
+from mambakit.training.ray_cluster import ray_cluster
 
 
 @dataclass(frozen=True)
@@ -37,43 +34,13 @@ class RayEngine:
 
     def run(self, jobs: Sequence[Job], on_epoch: OnEpoch) -> Iterator[Event]:
         """See `mambakit.forecast.engines.Engine`; epochs are not heard of."""
-        ray = _import_ray()
-        started_here = not ray.is_initialized()
-        if started_here:
-            _connect(ray, self.address)
-        try:
+        with ray_cluster(self.address) as ray:
             task = ray.remote(num_cpus=1, num_gpus=self.num_gpus, max_retries=self.retries)(_work)
             started = time.perf_counter()
             symbols = {task.remote(job): job.symbol for job in jobs}
             while symbols:
                 (ended,), _ = ray.wait(list(symbols), num_returns=1)
                 yield _event(ray, ended, symbols.pop(ended), started)
-        finally:
-            if started_here:
-                ray.shutdown()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise MambakitError("--engine ray needs Ray: pip install 'mambakit[ray]'") from error
-    return ray
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    try:
-        _require_answer(address)
-        ray.init(address=address, log_to_driver=False, logging_level="error", include_dashboard=False)
-    except OSError as error:  # ConnectionError among them
-        raise MambakitError(f"no Ray cluster at {address!r}: start one with `ray start --head`") from error
-
-
-def _require_answer(address: str | None) -> None:
-    """Raise OSError where nothing listens at host:port; Ray itself would try for two minutes."""
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
 
 
 def _event(ray: Any, ended: Any, symbol: str, started: float) -> Event:

@@ -132,11 +132,14 @@ MINI: dict[str, Experiment] = {
         ),
         replace(_MINI_TRAINING, batch_size=64),
     ),
+    # Mod 2 from left to right: + 1 turns by pi and * 0 forgets; the second layer pairs a sign with its number.
     "modular-arithmetic": Experiment(
-        ModularArithmetic(longest=9, unseen=21, modulus=3, stages=2, stage_steps=500, test_samples=500),
+        ModularArithmetic(
+            longest=21, unseen=41, modulus=2, precedence=False, stages=4, stage_steps=300, test_samples=500
+        ),
         ModelSettings(
             mixer="mamba3",
-            n_layers=1,
+            n_layers=2,
             d_model=32,
             d_state=16,
             headdim=16,

@@ -1,7 +1,7 @@
 """Tables and figures of the runs in a folder, made from their JSON lines alone.
 
-`report` writes DIR/report: `index.md`, a page with everything on it, `runs.csv`, a row for every seed and split, and the
-figures as SVG. Every seed is shown, and best and last evaluation beside each other.
+`report` writes DIR/report: `index.md`, a page with everything on it, `runs.csv`, a row for every seed and split, and
+the figures as SVG. Every seed is shown, and best and last evaluation beside each other.
 """
 
 import csv
@@ -18,7 +18,6 @@ from mambakit.lab.record import Line, read_lines
 from mambakit.training.artefacts import write_file
 
 _UNTOLD = ("evaluate_every", "evaluation_samples", "evaluation_batch", "length_samples", "length_chunk")
-_WITHOUT_RUN = ("step", "seconds", "loss")
 
 
 @dataclass(frozen=True)

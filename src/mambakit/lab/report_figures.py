@@ -1,4 +1,4 @@
-"""Figures of runs: learning curves, the phase diagram, accuracy by pair of anchors, accuracy at lengths never trained."""
+"""Figures of runs: learning curves, phase diagram, accuracy by pair of anchors and at lengths never trained."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ def of_task(records: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
                 accuracy_by_group(own),
             )
     if records[0].task == "composite":
-        for model in dict.fromkeys(record.model for record in records):
-            own = [record for record in records if record.model == model]
+        alike = list(dict.fromkeys(_apart_from_place(record) for record in records))
+        for place, label in enumerate(alike, start=1):
+            own = [record for record in records if _apart_from_place(record) == label]
             if len({_place(record) for record in own}) >= 2:
-                title = f"Withheld pair, {model}: best evaluation, mean of seeds, each seed below it."
-                yield f"phase-{model.replace(' ', '-')}", title, phase_diagram(own)
+                title = f"Withheld pair, {label}: best evaluation, mean of seeds, each seed below it."
+                yield f"phase-{place}", title, phase_diagram(own)
 
 
 @in_style
@@ -161,6 +162,12 @@ def _groups(record: Record) -> dict[str, float]:
     for split in ("composite", "symmetric"):
         found |= {f"{name} {split}": v for name, v in splits.get(split, {}).get("groups", {}).items()}
     return found
+
+
+def _apart_from_place(record: Record) -> str:
+    """Its label without layers and gamma: what one phase diagram has in common."""
+    others = {k: v for k, v in record.settings.items() if k not in ("n_layers", "gamma")}
+    return ", ".join([record.model, *(f"{name} {value}" for name, value in others.items())])
 
 
 def _place(record: Record) -> tuple[int, float]:

@@ -13,6 +13,7 @@ from mambakit.errors import MambakitError
 from mambakit.lab.experiment import Experiment
 from mambakit.lab.record import Member
 from mambakit.training.artefacts import remove_folder, write_folder
+from mambakit.training.ray_cluster import ray_cluster
 
 ENGINES = ("local", "ray")
 
@@ -106,17 +107,7 @@ def _share_cores(threads: int) -> None:
 
 
 def _on_ray(jobs: Sequence[Job], address: str | None, gpus: float) -> Iterator[Ended]:
-    try:
-        import ray
-    except ImportError as error:
-        raise MambakitError("--engine ray needs Ray: pip install 'mambakit[ray]'") from error
-    started_here = not ray.is_initialized()
-    if started_here:
-        try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False)
-        except (OSError, RuntimeError) as error:
-            raise MambakitError(f"no Ray cluster at {address!r}: start one with `ray start --head`") from error
-    try:
+    with ray_cluster(address) as ray:
         task = ray.remote(num_cpus=1, num_gpus=gpus)(_made_elsewhere)
         pending = {task.remote(job): job for job in jobs}
         while pending:
@@ -129,9 +120,6 @@ def _on_ray(jobs: Sequence[Job], address: str | None, gpus: float) -> Iterator[E
             if reason is None:
                 _store(job.folder, files)
             yield job, reason, seconds
-    finally:
-        if started_here:
-            ray.shutdown()
 
 
 def _made_elsewhere(job: Job) -> tuple[dict[str, bytes], str | None, float]:

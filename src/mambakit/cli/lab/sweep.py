@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-EXAMPLES = """
+EXAMPLES = r"""
 A FILE.toml holds one table or more:
 
-  [[experiments]]
+  [\[experiments]]
 
   task = "composite"
 
