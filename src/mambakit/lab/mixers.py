@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mambakit import ops
 from mambakit.errors import DataError
 from mambakit.nn import Mamba, Mamba2, Mamba3, Mamba3State
+from mambakit.nn.convolution import silu_convolution
 
 Path = Literal["plain", "residual", "gated"]
 """What becomes of the convolution's result and its input."""
@@ -62,16 +62,7 @@ class ConvolvedMamba3(Mamba3):
 
     def convolve(self, xBC: Tensor, state: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
         """silu(conv1d(xBC)) and the convolution's state."""
-        y, state = ops.causal_conv1d(
-            xBC,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            activation="silu",
-            initial_state=state,
-            return_final_state=True,
-            cu_seqlens=cu_seqlens,
-        )
-        return y, state
+        return silu_convolution(self.conv1d, xBC, state, cu_seqlens)
 
 
 class _Residual:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambakit import ops
+from mambakit.nn.convolution import silu_convolution
 from mambakit.nn.initial_steps import initial_dt_bias
 from mambakit.nn.joints import as_built
 from mambakit.nn.linear import Linear
@@ -155,16 +156,7 @@ class Mamba(KeepsFloat32):
 
         The compiled stack of `nn.Stepper` knows this class alone, so a subclass is stepped through its layers.
         """
-        y, state = ops.causal_conv1d(
-            x,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            activation="silu",
-            initial_state=state,
-            return_final_state=True,
-            cu_seqlens=cu_seqlens,
-        )
-        return y, state
+        return silu_convolution(self.conv1d, x, state, cu_seqlens)
 
     def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the scan is steered by: delta (batch, length, d_inner) before its bias and softplus, B and C."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mambakit import ops
+from mambakit.nn.convolution import silu_convolution
 from mambakit.nn.initial_steps import initial_dt_bias
 from mambakit.nn.joints import as_built
 from mambakit.nn.linear import Linear
@@ -208,16 +209,7 @@ class Mamba2(KeepsFloat32):
 
         The compiled stack of `nn.Stepper` knows this class alone, so a subclass is stepped through its layers.
         """
-        y, state = ops.causal_conv1d(
-            xBC,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            activation="silu",
-            initial_state=state,
-            return_final_state=True,
-            cu_seqlens=cu_seqlens,
-        )
-        return y, state
+        return silu_convolution(self.conv1d, xBC, state, cu_seqlens)
 
     def select(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """u (batch, length, heads, headdim), B and C (batch, length, groups, state) of the convolved xBC."""
