@@ -285,7 +285,7 @@ def _our_generation(mixer: str, batch: int) -> Contender:
 
     run()
     if decoder.backend != "graph":
-        raise NotImplementedError(f"no CUDA graph: {decoder._stepper.reason}")
+        raise NotImplementedError(f"no CUDA graph: {decoder.reason}")
     return Contender(run)
 
 

@@ -152,7 +152,7 @@ class _Run:
             self._step += 1
             pace = self._optimizer.pace(self._step, rates, decays)
             losses.append(self._take(tokens, targets, pace))
-            progress.stepped(self._step)
+            progress.advanced(self._step)
             if self._step % self._every == 0 or self._step == self._steps:
                 now = time.monotonic()
                 self._seconds, started = self._seconds + now - started, now

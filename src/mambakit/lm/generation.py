@@ -97,6 +97,11 @@ class Decoder:
         """Who takes the steps: see `mambakit.nn.Stepper`."""
         return self._stepper.backend
 
+    @property
+    def reason(self) -> str:
+        """Why the layers take them; empty where they don't."""
+        return self._stepper.reason
+
     @torch.no_grad()
     def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
         """Read (batch, length) tokens; attention_mask (batch, length) is 0 for padding, on the left.

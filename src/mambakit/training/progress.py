@@ -2,6 +2,7 @@
 
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,31 +14,32 @@ _LINES = 10
 _SECONDS_BETWEEN_UPDATES = 0.1
 
 
-class EpochProgress:
-    """A context that shows the epochs of one run, from `done` to `epochs`."""
+class ProgressBar:
+    """A context with a bar on a terminal: how far something is, its last result, and the time left.
 
-    def __init__(self, description: str, epochs: int, done: int, quiet: bool) -> None:
-        self._description = description
-        self._epochs = epochs
-        self._resumed_at = done
-        self._quiet = quiet
-        self._console = Console()
-        self._started = self._updated = time.monotonic()
+    Args:
+        console: where the bar is drawn.
+        total, done: of all, and where it goes on from.
+    """
+
+    def __init__(self, description: str, total: int, done: int, quiet: bool, console: Console) -> None:
+        self._description, self._quiet, self._console = description, quiet, console
+        self._updated = time.monotonic()
         self._bar = Progress(
             # Descriptions are text, in which brackets are brackets and no markup.
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}", markup=False),
+            TextColumn("{task.fields[result]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=self._console,
-            disable=quiet or not self._console.is_terminal,
+            console=console,
+            disable=quiet or not console.is_terminal,
         )
-        self._task = self._bar.add_task(description, total=epochs, completed=done, losses="")
+        self._task = self._bar.add_task(description, total=total, completed=done, result="")
 
-    def __enter__(self) -> "EpochProgress":
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -46,23 +48,39 @@ class EpochProgress:
     ) -> None:
         self._bar.stop()
 
-    def within_epoch(self, epoch: int, done: float) -> None:
-        """Epoch `epoch` has come to the share `done` of its steps."""
+    def advanced(self, completed: float) -> None:
+        """So much is done; cheap to say often."""
         now = time.monotonic()
         if now - self._updated >= _SECONDS_BETWEEN_UPDATES:
             self._updated = now
-            self._bar.update(self._task, completed=epoch - 1 + done)
+            self._bar.update(self._task, completed=completed)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class EpochProgress(ProgressBar):
+    """A context that shows the epochs of one run, from `done` to `epochs`."""
+
+    def __init__(self, description: str, epochs: int, done: int, quiet: bool) -> None:
+        super().__init__(description, epochs, done, quiet, Console())
+        self._epochs, self._resumed_at = epochs, done
+        self._started = self._updated
+
+    def within_epoch(self, epoch: int, done: float) -> None:
+        """Epoch `epoch` has come to the share `done` of its steps."""
+        self.advanced(epoch - 1 + done)
 
     def epoch_ended(self, history: list[EpochEntry], finished: bool) -> None:
         """The last epoch in the history has ended, and with it the run if `finished`."""
         epoch = int(history[-1]["epoch"])
         losses = _losses(history)
-        self._bar.update(self._task, completed=epoch, losses=losses)
+        self._bar.update(self._task, completed=epoch, result=losses)
         if self._quiet or self._console.is_terminal:
             return
         if finished or epoch % max(1, self._epochs // _LINES) == 0:
             line = f"{self._description}: epoch {epoch}/{self._epochs}, {losses}, {self._time(epoch, finished)}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._say(line)
 
     def _time(self, epoch: int, finished: bool) -> str:
         elapsed = time.monotonic() - self._started
