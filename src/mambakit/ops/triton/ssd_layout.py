@@ -42,15 +42,15 @@ class Layout(NamedTuple):
 def cut(batch: int, length: int, cu_seqlens: Tensor | None, chunk: int, programs: int, wanted: int) -> Layout:
     """Cut a batch, or a pack, where each segment takes `programs` programs and `wanted` fill the chip."""
     if cu_seqlens is None:
-        chunks = triton.cdiv(length, chunk)
+        chunks = -(-length // chunk)
         per_segment = _chunks_of_segment(chunks, batch * programs, wanted)
-        segments = max(1, triton.cdiv(chunks, per_segment))
+        segments = max(1, -(-chunks // per_segment))
         counts = batch * chunks, chunks, batch * segments, segments, per_segment
         return Layout(batch, length, chunk, *counts, segments > 1, None, None, None)
     bounds = sequence_bounds(batch, length, cu_seqlens)
     longest = max((last - first for first, last in itertools.pairwise(bounds)), default=0)
-    per_segment = _chunks_of_segment(triton.cdiv(length, chunk), programs, wanted)
-    per_segment = min(per_segment, max(1, triton.cdiv(longest, chunk)))
+    per_segment = _chunks_of_segment(-(-length // chunk), programs, wanted)
+    per_segment = min(per_segment, max(1, -(-longest // chunk)))
     chunk_rows: list[tuple[int, int]] = []
     segment_rows: list[tuple[int, int, int]] = []
     first_segment = [0]
@@ -72,7 +72,7 @@ def cut(batch: int, length: int, cu_seqlens: Tensor | None, chunk: int, programs
 def _chunks_of_segment(chunks: int, programs: int, wanted: int) -> int:
     """Whole sequences of `chunks` chunks if they fill the chip; a segment is worth its overhead from 8 chunks on."""
     segments = max(1, wanted // max(1, programs))
-    return max(triton.cdiv(chunks, segments), min(chunks, 8), 1)
+    return max(-(-chunks // segments), min(chunks, 8), 1)
 
 
 @triton.jit

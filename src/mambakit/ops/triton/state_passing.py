@@ -51,7 +51,7 @@ def pass_states(
     if sequences == 0 or heads == 0 or values == 0:
         return
     absent = factors
-    _pass_states[(triton.cdiv(values, _BLOCK), heads, sequences)](
+    _pass_states[(-(-values // _BLOCK), heads, sequences)](
         parts,
         factors,
         absent if start is None else start,
