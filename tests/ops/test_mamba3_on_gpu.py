@@ -51,6 +51,11 @@ def test_a_sequence_cut_into_segments_agrees_with_the_reference() -> None:
     agrees(make(1, 140, 2, headdim=17, state=34, pairs=9))
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_several_blocks_of_channels_agree_with_the_reference(rank: int | None) -> None:
+    agrees(make(1, 18, 1, headdim=70, rank=rank))
+
+
 @pytest.mark.parametrize("length", [0, 1])
 def test_hardly_any_steps_agree_with_the_reference(length: int) -> None:
     agrees(make(2, length, 2))

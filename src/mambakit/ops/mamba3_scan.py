@@ -108,13 +108,15 @@ def mamba3_scan(
         x, dt, A, B, C, trap, angles, D, z, dt_bias, *biases, *mimo, initial_state, cu_seqlens, dt_softplus, interleaved
     )
     _check(inputs, chunk_size)
-    inputs = _with_common_dtypes(inputs)
     rank, _, state = inputs.B.shape[2:]
+    wide = _sums_dtype(inputs)
 
     def refusal(backend: str) -> str | None:
-        return mamba3_shapes.refusal(rank, state, inputs.A.dtype) if backend == "triton" else None
+        return mamba3_shapes.refusal(rank, state, wide) if backend == "triton" else None
 
     name = dispatch.choose(x.device, backend, (*WHOLE_KERNELS, *KERNELS, "reference"), refusal)
+    inputs = _with_common_dtypes(inputs, wide, name)
+    final_state: Mamba3State | None
     if name == "reference":
         y, final_state = reference(inputs)
     else:
@@ -122,7 +124,10 @@ def mamba3_scan(
         y, final_state = _scan(inputs, steps, name, return_final_state)
     if mimo_o is None and not has_ranks:
         y = y.squeeze(2)
-    return (y, final_state) if return_final_state else y
+    if not return_final_state:
+        return y
+    assert final_state is not None
+    return y, final_state
 
 
 def mamba3_step(
@@ -200,15 +205,16 @@ def mamba3_step(
     return y[:, 0], final_state
 
 
-def _scan(inputs: Mamba3Inputs, chunk_size: int, backend: str, wanted: bool) -> tuple[Tensor, Mamba3State]:
+def _scan(inputs: Mamba3Inputs, chunk_size: int, backend: str, wanted: bool) -> tuple[Tensor, Mamba3State | None]:
     """y (batch, length, rank, heads, headdim), without the rank axis under mimo_o, and the final state if `wanted`."""
     x, dt, A, B, C, trap, angles, D, z, dt_bias, B_bias, C_bias, mimo_x, mimo_z, mimo_o, state, packing, _, _ = inputs
     if packing is not None and not torch.compiler.is_compiling():
         sequence_bounds(x.shape[0], x.shape[1], packing)  # refuses wrong bounds before they are used as indices
     heads, rank = x.shape[2], B.shape[2]
-    before = _zero_state(inputs) if state is None else state
+    before = state if state is not None or (backend in WHOLE_KERNELS and not wanted) else _zero_state(inputs)
     if backend in WHOLE_KERNELS:
         return whole_scan(inputs, before, chunk_size, backend, wanted)
+    assert before is not None
     if dt_bias is not None:
         dt = dt + dt_bias
     if inputs.dt_softplus:
@@ -298,13 +304,18 @@ def _check(inputs: Mamba3Inputs, chunk_size: int | None) -> None:
             dispatch.check_shape(name, tensor, shape, f"(sequences, {spelled})")
 
 
-def _with_common_dtypes(inputs: Mamba3Inputs) -> Mamba3Inputs:
-    """x, B, C, z and the carried v in one dtype; everything else in the dtype of sums."""
+def _sums_dtype(inputs: Mamba3Inputs) -> torch.dtype:
+    carried = () if inputs.initial_state is None else inputs.initial_state
+    return dispatch.accumulation_dtype(*(getattr(inputs, name) for name in (*_NARROW, *_WIDE)), *carried)
+
+
+def _with_common_dtypes(inputs: Mamba3Inputs, wide: torch.dtype, backend: str) -> Mamba3Inputs:
+    """x, B, C, z and the carried v in one dtype; everything else in that of sums, but what kernels take in any."""
     state = inputs.initial_state
-    named = {name: getattr(inputs, name) for name in (*_NARROW, *_WIDE)}
-    wide = dispatch.accumulation_dtype(*named.values(), *(() if state is None else state))
-    narrow = wide if wide == torch.float64 else dispatch.common_dtype(*(named[name] for name in _NARROW))
-    cast: dict[str, Any] = {name: dispatch.cast(t, narrow if name in _NARROW else wide) for name, t in named.items()}
+    narrow = wide if wide == torch.float64 else dispatch.common_dtype(*(getattr(inputs, name) for name in _NARROW))
+    left = ("dt", "A", "trap", "angles") if backend == "triton" else ()
+    cast: dict[str, Any] = {name: dispatch.cast(getattr(inputs, name), narrow) for name in _NARROW}
+    cast |= {name: dispatch.cast(getattr(inputs, name), wide) for name in _WIDE if name not in left}
     if state is not None:
         state = Mamba3State(state.angle.to(wide), state.ssm.to(wide), state.k.to(wide), state.v.to(narrow))
     return inputs._replace(**cast, initial_state=state)

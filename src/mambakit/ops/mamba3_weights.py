@@ -4,13 +4,15 @@ On the GPU it is an operator of its own, `mambakit::mamba3_weights`, one launch 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from mambakit.ops import triton
+from mambakit.ops import operator, triton
 from mambakit.ops.mamba3_inputs import Mamba3Inputs
 from mambakit.ops.mamba3_recurrence import following_step
 
@@ -36,8 +38,14 @@ def weights(inputs: Mamba3Inputs, backend: str) -> Weights:
             ends = torch.zeros(dt.shape[1] + 1, dtype=torch.int8, device=dt.device)
             ends[cu_seqlens] = 1
             ends = ends[1:]
-        contiguous = (dt.contiguous(), inputs.dt_bias, A.contiguous(), trap.contiguous(), angles.contiguous())
-        return Weights(*_fused(*contiguous, ends, inputs.dt_softplus))
+        given = (dt.contiguous(), inputs.dt_bias, A.contiguous(), trap.contiguous(), angles.contiguous(), ends)
+        # As in ops.operator: torch's operator costs several launches where nobody needs it.
+        if operator.runs_plainly(given):
+            return Weights(*_KERNELS.forward(*given, inputs.dt_softplus))
+        with torch.no_grad():  # but for gradients
+            plain = operator.runs_plainly(given)
+        call = _Recorded.apply if plain else _fused
+        return Weights(*call(*given, inputs.dt_softplus))
     if inputs.dt_bias is not None:
         dt = dt + inputs.dt_bias
     if inputs.dt_softplus:
@@ -62,7 +70,10 @@ def _fused(
 def _(
     dt: Tensor, dt_bias: Tensor | None, A: Tensor, trap: Tensor, angles: Tensor, ends: Tensor | None, softplus: bool
 ) -> tuple[Tensor, ...]:
-    return (*(torch.empty_like(dt) for _ in range(4)), torch.empty_like(angles))
+    return (
+        *(torch.empty_like(dt, dtype=torch.float32) for _ in range(4)),
+        torch.empty_like(angles, dtype=torch.float32),
+    )
 
 
 @torch.library.custom_op("mambakit::mamba3_weights_backward", mutates_args=())
@@ -80,8 +91,7 @@ def _fused_backward(
     grad_steps: Tensor | None,
     grad_speeds: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = (grad_log_decay, grad_scale, grad_own, grad_steps, grad_speeds)
-    grads = tuple(None if grad is None else grad.contiguous() for grad in given)
+    grads = (grad_log_decay, grad_scale, grad_own, grad_steps, grad_speeds)
     found: tuple[Tensor, Tensor, Tensor, Tensor] = _KERNELS.backward(
         dt, dt_bias, A, trap, angles, ends, softplus, grads
     )
@@ -99,10 +109,33 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]], ctx: Any, *grads: Tensor | None
+) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    dt, A, trap, angles = _fused_backward(*saved, ctx.softplus, *grads)
-    return dt, None if saved[1] is None else dt.sum((0, 1)), A, trap, angles, None, None
+    contiguous = (None if grad is None else grad.contiguous() for grad in grads)
+    dt, A, trap, angles = backward(*saved, ctx.softplus, *contiguous)
+    bias = None if saved[1] is None else dt.sum((0, 1), dtype=saved[1].dtype)
+    return dt, bias, A, trap, angles, None, None
+
+
+def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _gradients(_fused_backward, ctx, *grads)
 
 
 _fused.register_autograd(_autograd, setup_context=_setup_context)
+
+
+class _Recorded(torch.autograd.Function):
+    """The operator's gradients without the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        _setup_context(ctx, args, ())
+        found: tuple[Tensor, ...] = _KERNELS.forward(*args)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _gradients(lambda *args: _KERNELS.backward(*args[:7], args[7:]), ctx, *grads)

@@ -18,24 +18,24 @@ from mambakit.ops.triton import mamba3_shapes
 
 
 def whole_scan(
-    inputs: Mamba3Inputs, before: Mamba3State, chunk_size: int, backend: str, wanted: bool
-) -> tuple[Tensor, Mamba3State]:
-    """y (batch, length, rank, heads, headdim), without the rank axis under mimo_o, and the final state.
+    inputs: Mamba3Inputs, before: Mamba3State | None, chunk_size: int, backend: str, wanted: bool
+) -> tuple[Tensor, Mamba3State | None]:
+    """y (batch, length, rank, heads, headdim), without the rank axis under mimo_o, and the final state if `wanted`.
 
     Args:
         inputs: those of the scan.
-        before: its initial state, zeros where none was given.
+        before: its initial state, zeros where none was given; not needed where it was not and none is wanted.
         chunk_size: steps that go into one matrix product.
         backend: one of those registered.
-        wanted: whether the final state is; if not, only its `ssm` is one.
+        wanted: whether the final state is.
     """
     x, _, _, B, C, _, angles, D, z, _, B_bias, C_bias, mimo_x, mimo_z, mimo_o, state, packing, _, _ = inputs
     heads, headdim, rank, turning = *x.shape[2:], B.shape[2], angles.shape[3] > 0
     log_decay, scale, own, dt, speeds = weights(inputs, backend)
     ssm = None
     if state is not None:
-        previous = outer(per_rank(before.v.to(dt.dtype), mimo_x, rank), before.k)
-        ssm = before.ssm + first(dt - own, packing)[..., None, None] * previous
+        previous = outer(per_rank(state.v.to(dt.dtype), mimo_x, rank), state.k)
+        ssm = state.ssm + first(dt - own, packing)[..., None, None] * previous
     y, ssm = _run(
         WholeScanInputs(
             x,
@@ -53,7 +53,7 @@ def whole_scan(
             C_bias,
             speeds if turning else None,
             dt if turning else None,
-            before.angle if turning and state is not None else None,
+            state.angle if turning and state is not None else None,
             ssm,
             packing,
             inputs.interleaved,
@@ -62,7 +62,8 @@ def whole_scan(
         backend,
     )
     if not wanted:
-        return y, before._replace(ssm=ssm)
+        return y, None
+    assert before is not None
     angle = wrapped(_turned(speeds, dt, packing) + before.angle).to(dt.dtype)
     k = before.k
     if x.shape[1] > 0:

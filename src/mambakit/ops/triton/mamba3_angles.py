@@ -35,50 +35,52 @@ def later_sums(
         tl.store(whole + (sequence * heads + head) * pairs + columns, carry.to(whole.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["length", "pairs", "heads_a_program"])
-def speed_gradients(
-    grad_angles,  # (rows, heads, pairs)
+@triton.jit(do_not_specialize=["length", "rows_in_all", "pairs"])
+def finish_turns(
     later,  # (slots, heads, pairs) in float64: sums over the chunks after each
     speeds,
     steps,
-    grad_speeds,  # (head blocks, rows, pairs) where heads share speeds, else (rows, heads, pairs)
+    shares,  # (groups, rows, pairs) if SHARED, else grad_speeds itself: what each chunk has found, as step_shares
+    step_shares,  # (blocks, rows, heads)
+    grad_speeds,  # (rows, heads or 1, pairs)
     grad_steps,  # (rows, heads)
     bounds,
     sequence_of_slot,
     length,
     rows_in_all,
     heads,
+    groups,
     speed_heads,
     pairs,
-    heads_a_program,
     STEPS: tl.constexpr,
     PAIRS: tl.constexpr,
+    BLOCKS: tl.constexpr,
     SHARED: tl.constexpr,
 ):
-    blocks = heads // heads_a_program
-    slot, block = tl.program_id(0).to(tl.int64) // blocks, tl.program_id(0) % blocks
+    """Add what later chunks give to the gradients of a chunk's speeds and steps."""
+    slot = tl.program_id(0).to(tl.int64)
     _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
+    if start >= end:  # a slot that no sequence of the pack has
+        return
     rows = start + tl.arange(0, STEPS)
     columns = tl.arange(0, PAIRS)
     inside, present = columns < pairs, rows < end
     mask = present[:, None] & inside[None, :]
     of_shared = tl.zeros((STEPS, PAIRS), tl.float32)
-    for index in range(heads_a_program):
-        head = block * heads_a_program + index
-        at = ((rows * heads + head) * pairs)[:, None] + columns[None, :]
-        grad = tl.load(grad_angles + at, mask, other=0.0)
+    for head in range(heads):
         after = tl.load(later + (slot * heads + head) * pairs + columns, mask=inside, other=0.0).to(tl.float32)
-        turns = tl.cumsum(grad, 0, reverse=True) + after[None, :]
         step = tl.load(steps + rows * heads + head, mask=present, other=0.0)
-        speed_head = head % speed_heads
-        speed = tl.load(
-            speeds + ((rows * speed_heads + speed_head) * pairs)[:, None] + columns[None, :], mask, other=0.0
-        )
-        tl.store(grad_steps + rows * heads + head, tl.sum(turns * speed, 1), mask=present)
+        at = ((rows * speed_heads + head % speed_heads) * pairs)[:, None] + columns[None, :]
+        of_step = tl.sum(after[None, :] * tl.load(speeds + at, mask, other=0.0), 1)
+        for block in tl.static_range(BLOCKS):
+            of_step += tl.load(step_shares + (block * rows_in_all + rows) * heads + head, mask=present, other=0.0)
+        tl.store(grad_steps + rows * heads + head, of_step, mask=present)
         if SHARED:
-            of_shared += turns * step[:, None]
+            of_shared += step[:, None] * after[None, :]
         else:
-            tl.store(grad_speeds + at, turns * step[:, None], mask)
+            tl.store(grad_speeds + at, tl.load(shares + at, mask, other=0.0) + step[:, None] * after[None, :], mask)
     if SHARED:
-        at = ((block.to(tl.int64) * rows_in_all + rows) * pairs)[:, None] + columns[None, :]
-        tl.store(grad_speeds + at, of_shared, mask)
+        for group in range(groups):
+            at = ((group * rows_in_all + rows) * pairs)[:, None] + columns[None, :]
+            of_shared += tl.load(shares + at, mask, other=0.0)
+        tl.store(grad_speeds + (rows * pairs)[:, None] + columns[None, :], of_shared, mask)

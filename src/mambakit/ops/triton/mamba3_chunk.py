@@ -6,33 +6,36 @@ coordinates of the pairs that turn together, so that turning them mixes no colum
 
 An angle is the sum of a sequence's turns, held as a 32-bit fraction of a turn: such sums are exact in any order.
 
-Sums of log decays are taken in float64 and held as two float32 numbers, so that a step of strong decay leaves the
-differences of all later ones exact.
+What the steps weigh lies in memory chunk by chunk, `runs` (4, slots, heads, STEPS), as `prepare` leaves it: the sums of
+log decays along the chunk in two parts (ssd_steps tells why, and takes them), scale and own; zeros where a chunk has no
+step, so that the last sums are those of the whole chunk.
 """
 
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-FORGOTTEN = tl.constexpr(-1000.0)  # log of a decay that leaves nothing: exp of it is 0 in float32
-
-
-@triton.jit
-def product(a, b, PRECISION: tl.constexpr):
-    """a @ b in float32; PRECISION "bf16" takes bfloat16 operands, any other is an input_precision of tl.dot."""
-    if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
-    else:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
+from mambakit.ops.triton.ssd_steps import FORGETS, LOG2_E, decay_between
 
 
 @triton.jit
 def operand(a, PRECISION: tl.constexpr):
-    """`a` as a product takes it."""
+    """`a` as a product takes it: in half precision for "bf16" and "fp16", else in float32."""
     if PRECISION == "bf16":
         return a.to(tl.bfloat16)
+    elif PRECISION == "fp16":
+        return a.to(tl.float16)
     else:
-        return a
+        return a.to(tl.float32)
+
+
+@triton.jit
+def product(a, b, PRECISION: tl.constexpr):
+    """a @ b in float32; a PRECISION that is not of `operand` is an input_precision of tl.dot."""
+    if PRECISION == "bf16" or PRECISION == "fp16":
+        return tl.dot(operand(a, PRECISION), operand(b, PRECISION))
+    else:
+        return tl.dot(operand(a, PRECISION), operand(b, PRECISION), input_precision=PRECISION)
 
 
 @triton.jit
@@ -66,15 +69,27 @@ def find_sequence(sequence, bounds, length, STEPS: tl.constexpr):
 
 
 @triton.jit
-def load_halves(pointer, offsets, present, state, ROWS: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """First and second coordinates (ROWS, HALF) in float32 of the vectors that begin at `offsets` (ROWS,)."""
+def load_halves(
+    pointer,
+    offsets,
+    present,
+    first_pair,
+    state,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    """First and second coordinates (ROWS, COLUMNS) in float32, those of the pairs from `first_pair` on.
+
+    The vectors begin at `offsets` (ROWS,).
+    """
     if INTERLEAVED:
-        columns = tl.arange(0, 2 * HALF)
+        columns = 2 * first_pair + tl.arange(0, 2 * COLUMNS)
         mask = present[:, None] & (columns < state)[None, :]
         whole = tl.load(pointer + offsets[:, None] + columns[None, :], mask=mask, other=0.0)
-        first, second = tl.split(tl.reshape(whole.to(tl.float32), (ROWS, HALF, 2)))
+        first, second = tl.split(tl.reshape(whole.to(tl.float32), (ROWS, COLUMNS, 2)))
     else:
-        columns = tl.arange(0, HALF)
+        columns = first_pair + tl.arange(0, COLUMNS)
         half = state // 2
         mask = present[:, None] & (columns < half)[None, :]
         at = pointer + offsets[:, None] + columns[None, :]
@@ -85,16 +100,25 @@ def load_halves(pointer, offsets, present, state, ROWS: tl.constexpr, HALF: tl.c
 
 @triton.jit
 def store_halves(
-    pointer, offsets, first, second, present, state, ROWS: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr
+    pointer,
+    offsets,
+    first,
+    second,
+    present,
+    first_pair,
+    state,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
 ):
-    """The reverse of `load_halves`."""
+    """Store (ROWS, COLUMNS) each of first and second coordinates, those of the pairs from `first_pair` on."""
     if INTERLEAVED:
-        columns = tl.arange(0, 2 * HALF)
+        columns = 2 * first_pair + tl.arange(0, 2 * COLUMNS)
         mask = present[:, None] & (columns < state)[None, :]
-        whole = tl.reshape(tl.join(first, second), (ROWS, 2 * HALF))
+        whole = tl.reshape(tl.join(first, second), (ROWS, 2 * COLUMNS))
         tl.store(pointer + offsets[:, None] + columns[None, :], whole.to(pointer.dtype.element_ty), mask=mask)
     else:
-        columns = tl.arange(0, HALF)
+        columns = first_pair + tl.arange(0, COLUMNS)
         half = state // 2
         mask = present[:, None] & (columns < half)[None, :]
         at = pointer + offsets[:, None] + columns[None, :]
@@ -121,11 +145,11 @@ def biased(
 ):
     """B or C of one head with its bias added, in float32; zero in rows that are not there."""
     first, second = load_halves(
-        vectors, rows * stride + (ranks * groups + group) * state, present, state, ROWS, HALF, INTERLEAVED
+        vectors, rows * stride + (ranks * groups + group) * state, present, 0, state, ROWS, HALF, INTERLEAVED
     )
     if bias is not None:
         bias_first, bias_second = load_halves(
-            bias, (head * rank + ranks) * state, present, state, ROWS, HALF, INTERLEAVED
+            bias, (head * rank + ranks) * state, present, 0, state, ROWS, HALF, INTERLEAVED
         )
         first += bias_first
         second += bias_second
@@ -140,9 +164,9 @@ def fixed(angle):
 
 
 @triton.jit
-def turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, pairs, COLUMNS: tl.constexpr):
-    """How far each step turns every pair, (rows, COLUMNS), as fractions of a turn."""
-    columns = tl.arange(0, COLUMNS)
+def turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, first_pair, pairs, COLUMNS: tl.constexpr):
+    """How far each step turns the pairs from `first_pair` on, (rows, COLUMNS), as fractions of a turn."""
+    columns = first_pair + tl.arange(0, COLUMNS)
     at = ((rows * speed_heads + head % speed_heads) * pairs)[:, None] + columns[None, :]
     speed = tl.load(speeds + at, mask=counted[:, None] & (columns < pairs)[None, :], other=0.0)
     return fixed(speed * tl.load(steps + rows * heads + head, mask=counted, other=0.0)[:, None])
@@ -159,13 +183,15 @@ def cos_sin(
     head,
     heads,
     speed_heads,
+    first_pair,
     pairs,
     COLUMNS: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """cos and sin of the angle of every row and pair, (rows, COLUMNS); 1 and 0 for pairs that don't turn."""
-    columns = tl.arange(0, COLUMNS)
-    local = tl.cumsum(turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, pairs, COLUMNS), 0)
+    """cos and sin of the angles of every row and the pairs from `first_pair` on; 1 and 0 for pairs that don't turn."""
+    columns = first_pair + tl.arange(0, COLUMNS)
+    turns = turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, first_pair, pairs, COLUMNS)
+    local = tl.cumsum(turns, 0)
     before = tl.load(carries + (slot * heads + head) * pairs + columns, mask=columns < pairs, other=0)
     angle = (local + before[None, :]).to(tl.int32).to(tl.float32) * 1.4629180792671596e-09
     if FAST:
@@ -180,16 +206,83 @@ def turn(first, second, cos, sin):
     return first * cos - second * sin, first * sin + second * cos
 
 
+@triton.jit(do_not_specialize=["length", "pairs"])
+def prepare(
+    log_decay,  # (rows, heads), as scale, own and steps
+    scale,
+    own,
+    runs,  # (4, slots, heads, STEPS)
+    speeds,  # (rows, heads or 1, pairs) or None
+    steps,
+    turns,  # (slots, heads, pairs): how far each chunk turns
+    bounds,
+    sequence_of_slot,
+    length,
+    heads,
+    speed_heads,
+    pairs,
+    STEPS: tl.constexpr,
+    HEADS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    FINE: tl.constexpr,
+):
+    """Fill `runs` and `turns` for a chunk and HEADS heads."""
+    slot = tl.program_id(0).to(tl.int64)
+    _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    step = tl.arange(0, STEPS)
+    there = head < heads
+    rows = start + step
+    inside = (rows < end)[:, None] & there[None, :]
+    at = (rows * heads)[:, None] + head[None, :]
+    decay = tl.maximum(tl.load(log_decay + at, inside, other=0.0) * LOG2_E, FORGETS)
+    coarse = tl.floor(decay * 64.0 + 0.5) * 0.015625
+    fine = decay - coarse
+    place = runs + (slot * heads + head)[None, :] * STEPS + step[:, None]
+    field = tl.num_programs(0).to(tl.int64) * heads * STEPS
+    stored = there[None, :] & (step >= 0)[:, None]
+    if FINE:
+        tl.store(place, tl.cumsum(coarse, 0), stored)
+        tl.store(place + field, tl.cumsum(fine, 0), stored)
+    else:
+        tl.store(place, tl.cumsum(coarse, 0) + tl.cumsum(fine, 0), stored)
+    tl.store(place + 2 * field, tl.load(scale + at, inside, other=0.0), stored)
+    tl.store(place + 3 * field, tl.load(own + at, inside, other=0.0), stored)
+    if speeds is not None:
+        columns = tl.arange(0, PAIRS)
+        for index in range(HEADS):
+            one = tl.program_id(1) * HEADS + index
+            turned = turns_of_steps(
+                speeds, steps, rows, (rows < end) & (one < heads), one, heads, speed_heads, 0, pairs, PAIRS
+            )
+            at_turns = turns + (slot * heads + one) * pairs + columns
+            tl.store(at_turns, tl.sum(turned, 0), mask=(columns < pairs) & (one < heads))
+
+
 @triton.jit
-def sums_of_log_decay(log_decay, rows, counted, head, heads):
-    """Of the steps up to each row's, those after it, and all, in float32; the first with what float32 leaves out."""
-    decay = tl.load(log_decay + rows * heads + head, mask=counted, other=0.0)
-    decay = tl.maximum(decay, FORGOTTEN).to(tl.float64)
-    total = tl.sum(decay, 0)
-    exact = tl.cumsum(decay, 0)
-    high = exact.to(tl.float32)
-    low = (exact - high.to(tl.float64)).to(tl.float32)
-    return high, low, (total - exact).to(tl.float32), total.to(tl.float32)
+def load_runs(runs, place, field, step, STEPS: tl.constexpr, FINE: tl.constexpr):
+    """Of the chunk and head at `place`: the sums up to each row's step and to the last, each in two parts."""
+    coarse = tl.load(runs + place + step)
+    last_coarse = tl.load(runs + place + STEPS - 1)
+    fine, last_fine = coarse, last_coarse
+    if FINE:
+        fine = tl.load(runs + field + place + step)
+        last_fine = tl.load(runs + field + place + STEPS - 1)
+    return coarse, fine, last_coarse, last_fine
+
+
+@triton.jit
+def pair_decays(coarse, fine, step, FINE: tl.constexpr):
+    """The decay from row j (columns) up to row t; 0 where the step of j is not before that of t."""
+    between = decay_between(coarse[:, None], coarse[None, :], fine[:, None], fine[None, :], FINE)
+    return tl.where(step[:, None] > step[None, :], between, 0.0)
+
+
+@triton.jit
+def pair_weights(coarse, fine, scales, owns, step, FINE: tl.constexpr):
+    """W_tj: the decay from j to t, times scale_j; own_t at rows of one step."""
+    weights = pair_decays(coarse, fine, step, FINE) * scales[None, :]
+    return tl.where(step[:, None] == step[None, :], owns[:, None], weights)
 
 
 @triton.jit

@@ -15,30 +15,7 @@ from mambakit.ops.triton.mamba3_chunk import (
     fixed,
     store_halves,
     turn,
-    turns_of_steps,
 )
-
-
-@triton.jit(do_not_specialize=["length", "pairs"])
-def chunk_turns(
-    speeds,  # (rows, heads or 1, pairs)
-    steps,  # (rows, heads)
-    sums,  # (slots, heads, pairs): how far each chunk turns
-    bounds,
-    sequence_of_slot,
-    length,
-    heads,
-    speed_heads,
-    pairs,
-    STEPS: tl.constexpr,
-    PAIRS: tl.constexpr,
-):
-    slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
-    _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
-    rows = start + tl.arange(0, STEPS)
-    columns = tl.arange(0, PAIRS)
-    turns = turns_of_steps(speeds, steps, rows, rows < end, head, heads, speed_heads, pairs, PAIRS)
-    tl.store(sums + (slot * heads + head) * pairs + columns, tl.sum(turns, 0), mask=columns < pairs)
 
 
 @triton.jit(do_not_specialize=["length", "pairs"])
@@ -110,7 +87,19 @@ def keys_and_queries(
     columns = tl.arange(0, HALF)
     if speeds is not None:
         cos, sin = cos_sin(
-            speeds, steps, carries, rows, (rows < end) & (ranks == 0), slot, head, heads, speed_heads, pairs, HALF, FAST
+            speeds,
+            steps,
+            carries,
+            rows,
+            (rows < end) & (ranks == 0),
+            slot,
+            head,
+            heads,
+            speed_heads,
+            0,
+            pairs,
+            HALF,
+            FAST,
         )
     at = (((slot * heads + head) * ROWS + index) * (2 * HALF))[:, None] + columns[None, :]
     first, second = biased(
@@ -129,19 +118,25 @@ def keys_and_queries(
     tl.store(queries + at + HALF, second.to(queries.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["length", "heads_a_program"])
+@triton.jit(do_not_specialize=["length", "rows_in_all"])
 def vector_gradients(
     speeds,
     steps,
     carries,
-    grads,  # (slots, heads, rows, columns): of the keys or queries
-    grad_vectors,  # (blocks, rows, rank, groups, state)
-    grad_bias,  # (slots, heads, rank, state) or None
+    grad_keys,  # (slots, heads, rows, columns), as grad_queries
+    grad_queries,
+    grad_angles,  # (rows, heads, pairs)
+    grad_B,  # (rows, rank, groups, state), as grad_C
+    grad_C,
+    grad_B_bias,  # (slots, heads, rank, state) or None, as grad_C_bias
+    grad_C_bias,
+    grad_speeds,  # (groups, rows, pairs) if SHARED, else (rows, heads, pairs); from within the chunk, as grad_steps
+    grad_steps,  # (blocks of pairs, rows, heads)
+    sums,  # (slots, heads, pairs) in float64: of the gradients of the angles over each chunk
     bounds,
     sequence_of_slot,
     length,
     rows_in_all,
-    heads_a_program,
     heads,
     groups,
     rank,
@@ -151,52 +146,84 @@ def vector_gradients(
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SHARED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     FAST: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
+    """Turn the gradients of keys and queries back and sum them: COLUMNS pairs of one chunk and group, all its heads.
+
+    With the gradients of the pairs' angles, what each chunk gives to those of speeds and steps.
+    """
     ROWS: tl.constexpr = STEPS * RANKS
+    slot, group = tl.program_id(0).to(tl.int64) // groups, tl.program_id(0) % groups
     share = heads // groups
-    blocks = heads // heads_a_program
-    slot, block = tl.program_id(0).to(tl.int64) // blocks, tl.program_id(0) % blocks
-    group = block * heads_a_program // share
     _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
     if start >= end:  # a slot that no sequence of the pack has
         return
+    first_pair = tl.program_id(1) * COLUMNS
+    turning = first_pair < pairs
+    columns = first_pair + tl.arange(0, COLUMNS)
     index = tl.arange(0, ROWS)
     ranks = index % RANKS
     rows = start + index // RANKS
     present = (rows < end) & (ranks < rank)
-    columns = tl.arange(0, HALF)
-    sum1 = tl.zeros((ROWS, HALF), tl.float32)
-    sum2 = tl.zeros((ROWS, HALF), tl.float32)
-    for head in range(block * heads_a_program, (block + 1) * heads_a_program):
-        at = (((slot * heads + head) * ROWS + index) * (2 * HALF))[:, None] + columns[None, :]
-        grad1 = tl.load(grads + at).to(tl.float32)
-        grad2 = tl.load(grads + at + HALF).to(tl.float32)
-        if speeds is not None:
+    inner = index[:, None] * (2 * HALF) + columns[None, :]
+    bias_ranks = tl.arange(0, RANKS)
+    in_bias = bias_ranks < rank
+    at_rows = (rows * rank + ranks) * groups + group
+    a_step = tl.arange(0, STEPS)
+    step_rows = start + a_step
+    step_present = step_rows < end
+    in_turns = step_present[:, None] & (columns < pairs)[None, :]
+    of_shared = tl.zeros((STEPS, COLUMNS), tl.float32)
+    B1 = tl.zeros((ROWS, COLUMNS), tl.float32)
+    B2 = tl.zeros((ROWS, COLUMNS), tl.float32)
+    C1 = tl.zeros((ROWS, COLUMNS), tl.float32)
+    C2 = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for head in tl.range(group * share, (group + 1) * share, num_stages=STAGES):
+        at = (slot * heads + head) * (ROWS * 2 * HALF)
+        of_B1 = tl.load(grad_keys + at + inner).to(tl.float32)
+        of_B2 = tl.load(grad_keys + at + HALF + inner).to(tl.float32)
+        of_C1 = tl.load(grad_queries + at + inner).to(tl.float32)
+        of_C2 = tl.load(grad_queries + at + HALF + inner).to(tl.float32)
+        if turning:
+            counted = (rows < end) & (ranks == 0)
             cos, sin = cos_sin(
-                speeds,
-                steps,
-                carries,
-                rows,
-                (rows < end) & (ranks == 0),
-                slot,
-                head,
-                heads,
-                speed_heads,
-                pairs,
-                HALF,
-                FAST,
+                speeds, steps, carries, rows, counted, slot, head, heads, speed_heads, first_pair, pairs, COLUMNS, FAST
             )
-            grad1, grad2 = turn(grad1, grad2, cos, -sin)
-        sum1 += grad1
-        sum2 += grad2
-        if grad_bias is not None:
-            bias_ranks = tl.arange(0, RANKS)
-            bias1 = tl.sum(tl.reshape(grad1, (STEPS, RANKS, HALF)), 0)
-            bias2 = tl.sum(tl.reshape(grad2, (STEPS, RANKS, HALF)), 0)
-            at_bias = ((slot * heads + head) * rank + bias_ranks) * state
-            store_halves(grad_bias, at_bias, bias1, bias2, bias_ranks < rank, state, RANKS, HALF, INTERLEAVED)
-    part = (block * heads_a_program % share) // heads_a_program
-    at_vector = (((part * rows_in_all + rows) * rank + ranks) * groups + group) * state
-    store_halves(grad_vectors, at_vector, sum1, sum2, present, state, ROWS, HALF, INTERLEAVED)
+            of_B1, of_B2 = turn(of_B1, of_B2, cos, -sin)
+            of_C1, of_C2 = turn(of_C1, of_C2, cos, -sin)
+            at_angles = ((step_rows * heads + head) * pairs)[:, None] + columns[None, :]
+            angles = tl.load(grad_angles + at_angles, in_turns, other=0.0)
+            at_sums = sums + (slot * heads + head) * pairs + columns
+            tl.store(at_sums, tl.sum(angles, 0).to(tl.float64), mask=columns < pairs)
+            turns = tl.cumsum(angles, 0, reverse=True)
+            step = tl.load(steps + step_rows * heads + head, mask=step_present, other=0.0)
+            at_speeds = ((step_rows * speed_heads + head % speed_heads) * pairs)[:, None] + columns[None, :]
+            speed = tl.load(speeds + at_speeds, in_turns, other=0.0)
+            at_steps = (tl.program_id(1) * rows_in_all + step_rows) * heads + head
+            tl.store(grad_steps + at_steps, tl.sum(turns * speed, 1), mask=step_present)
+            if SHARED:
+                of_shared += turns * step[:, None]
+            else:
+                tl.store(grad_speeds + at_speeds, turns * step[:, None], in_turns)
+        B1 += of_B1
+        B2 += of_B2
+        C1 += of_C1
+        C2 += of_C2
+        at_bias = ((slot * heads + head) * rank + bias_ranks) * state
+        if grad_B_bias is not None:
+            first = tl.sum(tl.reshape(of_B1, (STEPS, RANKS, COLUMNS)), 0)
+            second = tl.sum(tl.reshape(of_B2, (STEPS, RANKS, COLUMNS)), 0)
+            store_halves(grad_B_bias, at_bias, first, second, in_bias, first_pair, state, RANKS, COLUMNS, INTERLEAVED)
+        if grad_C_bias is not None:
+            first = tl.sum(tl.reshape(of_C1, (STEPS, RANKS, COLUMNS)), 0)
+            second = tl.sum(tl.reshape(of_C2, (STEPS, RANKS, COLUMNS)), 0)
+            store_halves(grad_C_bias, at_bias, first, second, in_bias, first_pair, state, RANKS, COLUMNS, INTERLEAVED)
+    store_halves(grad_B, at_rows * state, B1, B2, present, first_pair, state, ROWS, COLUMNS, INTERLEAVED)
+    store_halves(grad_C, at_rows * state, C1, C2, present, first_pair, state, ROWS, COLUMNS, INTERLEAVED)
+    if turning and SHARED:
+        at_speeds = ((group * rows_in_all + step_rows) * pairs)[:, None] + columns[None, :]
+        tl.store(grad_speeds + at_speeds, of_shared, in_turns)

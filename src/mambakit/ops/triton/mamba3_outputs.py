@@ -1,25 +1,34 @@
-"""The outputs of the Mamba-3 scan, chunk by chunk, from the state before each.
+"""The forward pass of the Mamba-3 scan: a walk along the chunks of a sequence, the state of one head in registers.
 
-y = down ((start S q) + (W * (q k^T)) v + D v) silu(gate z),   W_tj = decay from j to t, times scale_j; own_t at j = t
+    y  = down ((start S q) + (W * (q k^T)) v + D v) silu(gate z)
+    S' = exp(total) S + (tail v)^T k
+
+with W_tj the decay from j to t times scale_j, own_t at j = t; start_t the decay from the chunk's beginning up to t, and
+tail_t that from t to its end, times scale_t. Keys, queries and x are read once and y is written once; no state leaves
+the chip but those that the backward pass asks for.
 """
 
 import triton
 import triton.language as tl
 
 from mambakit.ops.triton.mamba3_chunk import (
-    find_chunk,
+    find_sequence,
+    load_runs,
+    operand,
     over_ranks,
+    pair_weights,
     product,
     silu_and_slope,
-    sums_of_log_decay,
 )
+from mambakit.ops.triton.mamba3_walk import place_of_columns
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 
 
-@triton.jit(do_not_specialize=["length"])
-def outputs(
+@triton.jit(do_not_specialize=["runs_field", "length", "segment_chunks"])
+def walk_outputs(
     x,
     x_stride,
-    keys,
+    keys,  # (slots, heads, rows, columns), as queries
     queries,
     z,
     z_stride,
@@ -27,70 +36,100 @@ def outputs(
     gate,
     down,
     D,
-    log_decay,
-    scale,
-    own,
-    kept,
+    D_head,
+    D_row,
+    runs,
+    runs_field,
+    first,  # (sequences * segments, heads, headdim, state) or None, as last
+    last,
+    kept,  # (slots, heads, 2 HALF, headdim) or None
     y,
     bounds,
-    sequence_of_slot,
     length,
+    segment_chunks,
     heads,
     headdim,
     rank,
+    state,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    FINE: tl.constexpr,
     PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     ROWS: tl.constexpr = STEPS * RANKS
-    slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
-    channels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
-    if start >= end:  # a slot that no sequence of the pack has
-        return
+    blocks = tl.cdiv(headdim, BLOCK)
+    segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads
+    channels = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    sequence = (tl.program_id(0) // blocks // heads).to(tl.int64)
+    begin, end, first_slot = find_sequence(sequence, bounds, length, STEPS)
+    chunks = tl.cdiv(end - begin, STEPS).to(tl.int32)
+    from_chunk = tl.minimum(segment * segment_chunks, chunks)
+    to_chunk = tl.minimum(from_chunk + segment_chunks, chunks)
     index = tl.arange(0, ROWS)
     step, ranks = index // RANKS, index % RANKS
-    rows = start + step
-    present = (rows < end) & (ranks < rank)
     inside = channels < headdim
-    mask = present[:, None] & inside[None, :]
     columns = tl.arange(0, 2 * HALF)
-
-    high, low, _, _ = sums_of_log_decay(log_decay, rows, (rows < end) & (ranks == 0), head, heads)
-    at = (((slot * heads + head) * ROWS + index) * (2 * HALF))[:, None] + columns[None, :]
-    q = tl.load(queries + at)
-    k = tl.load(keys + at)
-    at = ((slot * heads + head) * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
-    out = product(q, tl.load(kept + at, inside[None, :], other=0.0), PRECISION) * tl.exp(high)[:, None]
-    scores = product(q, tl.trans(k), PRECISION)
-    below = step[:, None] > step[None, :]
-    between = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
-    scales = tl.load(scale + rows * heads + head, present, other=0.0)
-    owns = tl.load(own + rows * heads + head, present, other=0.0)
-    weights = tl.exp(tl.where(below, between, float("-inf"))) * scales[None, :]
-    weights = tl.where(step[:, None] == step[None, :], owns[:, None], weights)
-    v = tl.load(x + (rows * x_stride + head * headdim)[:, None] + channels[None, :], mask, other=0.0)
+    source, there = place_of_columns(state, HALF, INTERLEAVED)
+    at_segment = (sequence * tl.num_programs(1) + segment) * heads + head
+    at_state = ((at_segment * headdim + channels) * state)[None, :] + source[:, None]
+    state_mask = there[:, None] & inside[None, :]
     at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
-    if up is not None:
-        v = v.to(tl.float32) * tl.load(up + at_weight, mask, other=0.0)
-    out += product(scores * weights, v, PRECISION)
+    weight_mask = (ranks < rank)[:, None] & inside[None, :]
+
+    carried = tl.zeros((2 * HALF, BLOCK), tl.float32)
+    if first is not None:
+        carried += tl.load(first + at_state, state_mask, other=0.0)
     if D is not None:
-        out += tl.load(D + head * headdim + channels, inside, other=0.0)[None, :] * v.to(tl.float32)
-    if z is not None:
-        gates = tl.load(z + (rows * z_stride + head * headdim)[:, None] + channels[None, :], mask, other=0.0)
-        gates = gates.to(tl.float32)
-        if gate is not None:
-            gates *= tl.load(gate + at_weight, mask, other=0.0)
-        silu, _ = silu_and_slope(gates)
-        out *= silu
-    if down is not None:
-        out *= tl.load(down + at_weight, mask, other=0.0)
-        sums = over_ranks(out, STEPS, RANKS, BLOCK)
-        step_rows = start + tl.arange(0, STEPS)
-        at_y = ((step_rows * heads + head) * headdim)[:, None] + channels[None, :]
-        tl.store(y + at_y, sums.to(y.dtype.element_ty), (step_rows < end)[:, None] & inside[None, :])
-    else:
-        at_y = (((rows * rank + ranks) * heads + head) * headdim)[:, None] + channels[None, :]
-        tl.store(y + at_y, out.to(y.dtype.element_ty), mask)
+        skip = tl.load(D + head * D_head + channels * D_row, inside, other=0.0)[None, :]
+    x_inner = step[:, None] * x_stride + channels[None, :]
+    z_inner = step[:, None] * z_stride + channels[None, :]
+    key_inner = index[:, None] * (2 * HALF) + columns[None, :]
+    kept_inner = columns[:, None] * headdim + channels[None, :]
+    for chunk in tl.range(from_chunk, to_chunk, num_stages=STAGES):
+        at_chunk = (first_slot + chunk) * heads + head
+        row = begin + chunk * STEPS
+        present = (step < end - row) & (ranks < rank)
+        mask = present[:, None] & inside[None, :]
+        q = tl.load(queries + at_chunk * (ROWS * 2 * HALF) + key_inner)
+        k = tl.load(keys + at_chunk * (ROWS * 2 * HALF) + key_inner)
+        v = tl.load(x + (row * x_stride + head * headdim) + x_inner, mask, other=0.0)
+        place = at_chunk * STEPS
+        coarse, fine, last_coarse, last_fine = load_runs(runs, place, runs_field, step, STEPS, FINE)
+        scales = tl.load(runs + 2 * runs_field + place + step)
+        owns = tl.load(runs + 3 * runs_field + place + step)
+        if up is not None:
+            v = v.to(tl.float32) * tl.load(up + at_weight, weight_mask, other=0.0)
+        narrow = operand(carried, PRECISION)
+        if kept is not None:
+            tl.store(kept + at_chunk * (2 * HALF) * headdim + kept_inner, narrow, inside[None, :])
+        scores = product(q, tl.trans(k), PRECISION) * pair_weights(coarse, fine, scales, owns, step, FINE)
+        scores = operand(scores, PRECISION)
+        out = product(q, narrow, PRECISION) * decay_from_start(coarse, fine, FINE)[:, None]
+        out += product(scores, v, PRECISION)
+        if D is not None:
+            out += skip * v.to(tl.float32)
+        if z is not None:
+            gates = tl.load(z + (row * z_stride + head * headdim) + z_inner, mask, other=0.0).to(tl.float32)
+            if gate is not None:
+                gates *= tl.load(gate + at_weight, weight_mask, other=0.0)
+            silu, _ = silu_and_slope(gates)
+            out *= silu
+        if down is not None:
+            out *= tl.load(down + at_weight, weight_mask, other=0.0)
+            a_step = tl.arange(0, STEPS)
+            at_y = y + (row * heads + head) * headdim + (a_step[:, None] * (heads * headdim) + channels[None, :])
+            sums = over_ranks(out, STEPS, RANKS, BLOCK)
+            tl.store(at_y, sums.to(y.dtype.element_ty), (a_step < end - row)[:, None] & inside[None, :])
+        else:
+            at_y = y + (row * rank * heads + head) * headdim
+            at_y += (step * rank + ranks)[:, None] * (heads * headdim) + channels[None, :]
+            tl.store(at_y, out.to(y.dtype.element_ty), mask)
+        tail = decay_between(last_coarse, coarse, last_fine, fine, FINE) * scales
+        carried *= decay_from_start(last_coarse, last_fine, FINE)
+        carried += product(tl.trans(k), v.to(tl.float32) * tail[:, None], PRECISION)
+    if last is not None:
+        tl.store(last + at_state, carried, state_mask)

@@ -76,18 +76,21 @@ def _slots(batch: int, length: int, steps: int, cu_seqlens: Tensor | None) -> in
 def stored_dtype(inputs: WholeScanInputs) -> torch.dtype:
     """Of states, keys and queries in memory: that in which products take them."""
     # Triton's interpreter cuts off what bfloat16 can't hold, where a GPU rounds.
-    rounds = inputs.x.dtype == torch.bfloat16 and not triton.interpreting()
-    return torch.bfloat16 if rounds else inputs.log_decay.dtype
+    return inputs.log_decay.dtype if triton.interpreting() else inputs.x.dtype
 
 
 def kept(inputs: WholeScanInputs, keep: bool) -> tuple[Tensor, Tensor]:
     """States and angles before every chunk, unfilled; empty without `keep`."""
     size = sizes(inputs)
     count = size.slots if keep else 0
-    return (
-        inputs.x.new_empty(count, size.heads, 2 * size.half, size.headdim, dtype=stored_dtype(inputs)),
-        inputs.x.new_empty(count, size.heads, size.pairs, dtype=torch.int32),
-    )
+    states = inputs.x.new_empty(count, size.heads, 2 * size.half, size.headdim, dtype=stored_dtype(inputs))
+    return states, kept_angles(inputs, keep)
+
+
+def kept_angles(inputs: WholeScanInputs, keep: bool) -> Tensor:
+    """Angles before every chunk, unfilled; empty without `keep`."""
+    size = sizes(inputs)
+    return inputs.x.new_empty(size.slots if keep else 0, size.heads, size.pairs, dtype=torch.int32)
 
 
 def sizes(inputs: WholeScanInputs) -> Sizes:

@@ -6,7 +6,7 @@
 with start_t the decay from the chunk's beginning up to t and tail_t that from t to its end, times scale_t. A program
 takes BLOCK channels of one head through a segment of a sequence, the state in its registers. Where sequences and heads
 are too few to fill the chip, a sequence is cut into several segments: a first walk from zero finds what each adds,
-`hand_on` gives each its first state, and the second walk does the rest.
+`pass_states` gives each its first state, and the second walk does the rest.
 """
 
 import triton
@@ -14,49 +14,30 @@ import triton.language as tl
 
 from mambakit.ops.triton.mamba3_chunk import (
     find_sequence,
+    load_runs,
+    operand,
     product,
     silu_and_slope,
-    sums_of_log_decay,
 )
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 
 
 @triton.jit
-def gated_gradient(
-    grad_y,
-    y_stride,
-    z,
-    z_stride,
-    gate,
-    down,
-    rows,
-    ranks,
-    channels,
-    head,
-    heads,
-    headdim,
-    rank,
-    mask,
-    RANKED: tl.constexpr,
-):
-    """The gradient of what the gates are given, for every row and channel; 0 where `mask` is."""
-    at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
-    offsets = rows * y_stride + head * headdim
-    if RANKED:
-        offsets += ranks * heads * headdim
-    grad = tl.load(grad_y + offsets[:, None] + channels[None, :], mask, other=0.0).to(tl.float32)
+def gated(grad, gates, gate, down, at_weight, weight_mask):
+    """The gradient of what the gates are given, from that of y; gates are the rows of z, or None."""
+    grad = grad.to(tl.float32)
     if down is not None:
-        grad *= tl.load(down + at_weight, mask, other=0.0)
-    if z is not None:
-        gates = tl.load(z + (rows * z_stride + head * headdim)[:, None] + channels[None, :], mask, other=0.0)
+        grad *= tl.load(down + at_weight, weight_mask, other=0.0)
+    if gates is not None:
         gates = gates.to(tl.float32)
         if gate is not None:
-            gates *= tl.load(gate + at_weight, mask, other=0.0)
+            gates *= tl.load(gate + at_weight, weight_mask, other=0.0)
         silu, _ = silu_and_slope(gates)
         grad *= silu
     return grad
 
 
-@triton.jit(do_not_specialize=["length", "segment_chunks"])
+@triton.jit(do_not_specialize=["runs_field", "length", "segment_chunks"])
 def walk(
     x,  # grad_y with REVERSE
     x_stride,
@@ -66,13 +47,12 @@ def walk(
     gate,
     down,
     keys,  # (slots, heads, rows, columns); queries with REVERSE
-    log_decay,
-    scale,
-    first,  # (sequences, heads, headdim, state) or None
+    runs,
+    runs_field,
+    first,  # (sequences * segments, heads, headdim, state) or None, as last
     last,
     kept,  # (slots, heads, 2 HALF, headdim) or None
-    handed,  # (segments, sequences, heads, 2 HALF, headdim) or None
-    decays,  # (segments, sequences, heads): the sum of log decays of each segment
+    factors,  # (sequences * segments, heads) or None: the decay over each segment
     bounds,
     length,
     segment_chunks,
@@ -85,10 +65,11 @@ def walk(
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
     REVERSE: tl.constexpr,
-    SUMMARY: tl.constexpr,
     RANKED: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    FINE: tl.constexpr,
     PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     ROWS: tl.constexpr = STEPS * RANKS
     blocks = tl.cdiv(headdim, BLOCK)
@@ -100,59 +81,58 @@ def walk(
     from_chunk = tl.minimum(segment * segment_chunks, chunks)
     to_chunk = tl.minimum(from_chunk + segment_chunks, chunks)
     index = tl.arange(0, ROWS)
-    ranks = index % RANKS
+    step, ranks = index // RANKS, index % RANKS
     inside = channels < headdim
     columns = tl.arange(0, 2 * HALF)
-    at_head = (sequence * heads + head) * headdim + channels
-    at_handed = (segment * (tl.num_programs(0) // blocks // heads) + sequence) * heads + head
+    at_segment = (sequence * tl.num_programs(1) + segment) * heads + head
+    at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
+    weight_mask = (ranks < rank)[:, None] & inside[None, :]
 
     carried = tl.zeros((2 * HALF, BLOCK), tl.float32)
     source, there = place_of_columns(state, HALF, INTERLEAVED)
-    at_state = (at_head * state)[None, :] + source[:, None]
+    at_state = ((at_segment * headdim + channels) * state)[None, :] + source[:, None]
     state_mask = there[:, None] & inside[None, :]
-    if not SUMMARY:
-        if handed is not None:
-            carried += tl.load(
-                handed + (at_handed * (2 * HALF) + columns)[:, None] * headdim + channels[None, :],
-                inside[None, :],
-                other=0.0,
-            )
-        elif first is not None:
-            carried += tl.load(first + at_state, state_mask, other=0.0)
-    sum_of_decays = 0.0
-    for count in range(from_chunk, to_chunk):
+    if first is not None:
+        carried += tl.load(first + at_state, state_mask, other=0.0)
+    x_inner = step[:, None] * x_stride + channels[None, :]
+    if RANKED:
+        x_inner += (ranks * heads * headdim)[:, None]
+    z_inner = step[:, None] * z_stride + channels[None, :]
+    key_inner = index[:, None] * (2 * HALF) + columns[None, :]
+    kept_inner = columns[:, None] * headdim + channels[None, :]
+    factor = 1.0
+    for count in tl.range(from_chunk, to_chunk, num_stages=STAGES):
         chunk = from_chunk + to_chunk - 1 - count if REVERSE else count
-        slot = first_slot + chunk
-        if kept is not None:
-            at = ((slot * heads + head) * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
-            tl.store(kept + at, carried.to(kept.dtype.element_ty), inside[None, :])
-        rows = begin + chunk * STEPS + index // RANKS
-        present = (rows < end) & (ranks < rank)
+        at_chunk = (first_slot + chunk) * heads + head
+        row = begin + chunk * STEPS
+        present = (step < end - row) & (ranks < rank)
         mask = present[:, None] & inside[None, :]
-        high, _, after, total = sums_of_log_decay(log_decay, rows, (rows < end) & (ranks == 0), head, heads)
+        values = tl.load(x + (row * x_stride + head * headdim) + x_inner, mask, other=0.0)
+        key = tl.load(keys + at_chunk * (ROWS * 2 * HALF) + key_inner)
+        place = at_chunk * STEPS
+        coarse, fine, last_coarse, last_fine = load_runs(runs, place, runs_field, step, STEPS, FINE)
+        if kept is not None:
+            at_kept = kept + at_chunk * (2 * HALF) * headdim + kept_inner
+            tl.store(at_kept, carried.to(kept.dtype.element_ty), inside[None, :])
         if REVERSE:
-            values = gated_gradient(
-                x, x_stride, z, z_stride, gate, down, rows, ranks, channels, head, heads, headdim, rank, mask, RANKED
-            )
-            weights = tl.exp(high)
+            gates = None
+            if z is not None:
+                gates = tl.load(z + (row * z_stride + head * headdim) + z_inner, mask, other=0.0)
+            values = gated(values, gates, gate, down, at_weight, weight_mask)
+            weights = decay_from_start(coarse, fine, FINE)
         else:
-            offsets = rows * x_stride + head * headdim
-            values = tl.load(x + offsets[:, None] + channels[None, :], mask, other=0.0).to(tl.float32)
             if up is not None:
-                at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
-                values *= tl.load(up + at_weight, mask, other=0.0)
-            weights = tl.exp(after) * tl.load(scale + rows * heads + head, present, other=0.0)
-        key = tl.load(keys + (((slot * heads + head) * ROWS + index) * (2 * HALF))[:, None] + columns[None, :])
-        carried = carried * tl.exp(total) + product(tl.trans(key), values * weights[:, None], PRECISION)
-        sum_of_decays += total
-    if SUMMARY:
-        at = (at_handed * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
-        tl.store(handed + at, carried, inside[None, :])
-        tl.store(decays + at_handed, sum_of_decays)
-    elif last is not None:
-        ends = from_chunk == 0 if REVERSE else to_chunk == chunks
-        ends = ends & ((from_chunk < to_chunk) | ((chunks == 0) & (segment == 0)))
-        tl.store(last + at_state, carried, state_mask & ends)
+                values = values.to(tl.float32) * tl.load(up + at_weight, weight_mask, other=0.0)
+            scales = tl.load(runs + 2 * runs_field + place + step)
+            weights = decay_between(last_coarse, coarse, last_fine, fine, FINE) * scales
+        values = operand(values.to(tl.float32) * weights[:, None], PRECISION)
+        passes = decay_from_start(last_coarse, last_fine, FINE)
+        carried = carried * passes + product(tl.trans(key), values, PRECISION)
+        factor *= passes
+    if factors is not None:
+        tl.store(factors + at_segment, factor)
+    if last is not None:
+        tl.store(last + at_state, carried, state_mask)
 
 
 @triton.jit
@@ -166,37 +146,3 @@ def place_of_columns(state, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
         source = tl.where(columns < HALF, columns, columns - HALF + state // 2)
         there = tl.where(columns < HALF, columns < state // 2, source < state)
     return source, there
-
-
-@triton.jit(do_not_specialize=["segments"])
-def hand_on(
-    handed,  # (segments, sequences, heads, 2 HALF, headdim): what each segment adds, replaced by its first state
-    decays,
-    first,
-    segments,
-    sequences,
-    heads,
-    headdim,
-    state,
-    HALF: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    REVERSE: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
-    at_sequence = tl.program_id(0).to(tl.int64)  # sequence * heads + head
-    channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    columns = tl.arange(0, 2 * HALF)
-    source, there = place_of_columns(state, HALF, INTERLEAVED)
-    inside = (channels < headdim)[None, :] & (columns >= 0)[:, None]
-    carry = tl.zeros((2 * HALF, CHANNELS), tl.float32)
-    if first is not None:
-        at_first = ((at_sequence * headdim + channels) * state)[None, :] + source[:, None]
-        carry += tl.load(first + at_first, inside & there[:, None], other=0.0)
-    for count in range(segments):
-        segment = segments - 1 - count if REVERSE else count
-        at_segment = segment * sequences * heads + at_sequence
-        at = handed + (at_segment * (2 * HALF) + columns)[:, None] * headdim + channels[None, :]
-        added = tl.load(at, inside, other=0.0)
-        decay = tl.exp(tl.load(decays + at_segment))
-        tl.store(at, carry, inside)
-        carry = carry * decay + added

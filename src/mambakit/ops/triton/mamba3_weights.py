@@ -20,18 +20,18 @@ _BLOCK = 1024
 def forward(
     dt: Tensor, dt_bias: Tensor | None, A: Tensor, trap: Tensor, angles: Tensor, ends: Tensor | None, softplus: bool
 ) -> tuple[Tensor, ...]:
-    """log_decay, scale, own and steps (batch, length, heads), and speeds, all in float32.
+    """log_decay, scale, own and steps (batch, length, heads), and speeds, all in float32, from any dtype.
 
     Args:
         dt, A, trap: (batch, length, heads); dt_bias: (heads,); angles: any shape; all contiguous.
         ends: (batch * length,), whether a row is the last of its sequence; None where that is the end of the length.
         softplus: whether steps go through it.
     """
-    weights = [torch.empty_like(dt) for _ in range(4)]
-    speeds = torch.empty_like(angles)
-    programs = triton.cdiv(dt.numel(), _BLOCK)
+    weights = [torch.empty_like(dt, dtype=torch.float32) for _ in range(4)]  # an operator's results share no memory
+    speeds = torch.empty_like(angles, dtype=torch.float32)
+    programs = -(-dt.numel() // _BLOCK)
     if programs + angles.numel():
-        _forward[(programs + triton.cdiv(angles.numel(), _BLOCK),)](
+        _forward[(programs + -(-angles.numel() // _BLOCK),)](
             dt,
             dt_bias,
             A,
@@ -64,9 +64,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of dt, A, trap and angles, from those of the outputs of `forward`, contiguous or None."""
     found = [torch.empty_like(t) for t in (dt, A, trap, angles)]
-    programs = triton.cdiv(dt.numel(), _BLOCK)
+    programs = -(-dt.numel() // _BLOCK)
     if programs + angles.numel():
-        _backward[(programs + triton.cdiv(angles.numel(), _BLOCK),)](
+        _backward[(programs + -(-angles.numel() // _BLOCK),)](
             dt,
             dt_bias,
             A,
@@ -90,7 +90,7 @@ def backward(
 @triton.jit
 def _steps(dt, dt_bias, at, there, heads, SOFTPLUS: tl.constexpr):
     """The steps and their derivative."""
-    raw = tl.load(dt + at, mask=there, other=0.0)
+    raw = tl.load(dt + at, mask=there, other=0.0).to(tl.float32)
     if dt_bias is not None:
         raw += tl.load(dt_bias + at % heads, mask=there, other=0.0)
     slope = tl.full(raw.shape, 1.0, tl.float32)
@@ -146,10 +146,10 @@ def _forward(
         at = program * BLOCK + tl.arange(0, BLOCK)
         there = at < size
         step, _ = _steps(dt, dt_bias, at, there, heads, SOFTPLUS)
-        present = tl.sigmoid(tl.load(trap + at, mask=there, other=0.0)) * step
+        present = tl.sigmoid(tl.load(trap + at, mask=there, other=0.0).to(tl.float32)) * step
         follows = there & ~_is_last(ends, at // heads, there, length)
         next_step, _ = _steps(dt, dt_bias, at + heads, follows, heads, SOFTPLUS)
-        following = (1 - tl.sigmoid(tl.load(trap + at + heads, mask=follows, other=0.0))) * next_step
+        following = (1 - tl.sigmoid(tl.load(trap + at + heads, mask=follows, other=0.0).to(tl.float32))) * next_step
         tl.store(log_decay + at, step * tl.load(A + at, mask=there, other=0.0), mask=there)
         tl.store(own + at, present, mask=there)
         tl.store(scale + at, present + tl.where(follows, following, 0.0), mask=there)
@@ -157,7 +157,7 @@ def _forward(
     else:
         at = (program - programs) * BLOCK + tl.arange(0, BLOCK)
         there = at < angle_size
-        tl.store(speeds + at, PI * _tanh(tl.load(angles + at, mask=there, other=0.0), FAST), mask=there)
+        tl.store(speeds + at, PI * _tanh(tl.load(angles + at, mask=there, other=0.0).to(tl.float32), FAST), mask=there)
 
 
 @triton.jit(do_not_specialize=["size", "angle_size", "programs", "length"])
@@ -192,7 +192,7 @@ def _backward(
         there = at < size
         row = at // heads
         step, slope = _steps(dt, dt_bias, at, there, heads, SOFTPLUS)
-        weight = tl.sigmoid(tl.load(trap + at, mask=there, other=0.0))
+        weight = tl.sigmoid(tl.load(trap + at, mask=there, other=0.0).to(tl.float32))
         earlier = there & (row > 0)
         earlier = earlier & ~_is_last(ends, row - 1, earlier, length)
         of_decay = tl.zeros((BLOCK,), tl.float32)
@@ -219,5 +219,5 @@ def _backward(
         of_speed = tl.zeros((BLOCK,), tl.float32)
         if grad_speeds is not None:
             of_speed = tl.load(grad_speeds + at, mask=there, other=0.0)
-        tanh = _tanh(tl.load(angles + at, mask=there, other=0.0), FAST)
+        tanh = _tanh(tl.load(angles + at, mask=there, other=0.0).to(tl.float32), FAST)
         tl.store(grad_angles + at, PI * (1 - tanh * tanh) * of_speed, mask=there)
