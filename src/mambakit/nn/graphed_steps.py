@@ -45,8 +45,8 @@ class GraphedSteps:
 
     def load(self, state: Any) -> None:
         """Carry on from `state`."""
-        for mine, part in zip(self._leaves, tree_leaves(state), strict=True):
-            mine.copy_(part)
+        with torch.no_grad():
+            torch._foreach_copy_(self._leaves, tree_leaves(state))
 
     @torch.no_grad()
     def step(self, x: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ class GraphedSteps:
         self._graph.replay()
         return self._y.clone()
 
-    def _take(self) -> Tensor:
-        with decode.states_in_place():
+    def _take(self, *, captured: bool = False) -> Tensor:
+        with decode.states_in_place(captured=captured):
             y, after = self._layer(self._x[:, None], self._state)
         pairs = zip(self._leaves, tree_leaves(after), strict=True)
         moved = [(mine, part) for mine, part in pairs if part.data_ptr() != mine.data_ptr()]
@@ -85,7 +85,7 @@ class GraphedSteps:
             torch.cuda.current_stream().wait_stream(aside)
             try:
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    self._y = self._take()
+                    self._y = self._take(captured=True)
             except RuntimeError as error:
                 raise RuntimeError(f"its step can't be captured as a CUDA graph ({_first_line(error)})") from error
         self._graph = graph

@@ -18,9 +18,11 @@ from mambakit.nn import native_stack
 from mambakit.nn.backbone import Backbone
 from mambakit.nn.block import Block
 from mambakit.nn.graphed_steps import GraphedSteps
+from mambakit.nn.joints import has_hooks, product_of_a_step
 from mambakit.nn.mamba import Mamba
 from mambakit.nn.mamba2 import Mamba2
 from mambakit.nn.mamba3 import Mamba3
+from mambakit.ops import decode
 
 
 class Stepper:
@@ -76,7 +78,8 @@ class Stepper:
             for name, parameter in tensors.items()
             if parameter is not None
         ]
-        self._bind(self._initial_state())
+        self._empty = self._initial_state()
+        self._bind(self._empty)
 
     @property
     def state(self) -> Any:
@@ -93,7 +96,7 @@ class Stepper:
 
     def reset(self) -> None:
         """Start afresh, as before the first step."""
-        self._steps.load(self._initial_state())
+        self._steps.load(self._empty)
 
     def fork(self) -> "Stepper":
         """Another stepper of the same layer, which carries on from the same state on its own."""
@@ -118,7 +121,8 @@ class Stepper:
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError("x requires a gradient, which steps do not record: call the layer itself, or detach x")
         if self._addresses() != self._bound_to:
-            self._check(self._steps.state)  # other parameters may have other sizes
+            self._empty = self._initial_state()  # other parameters may have other sizes
+            self._check(self._steps.state)
             self._bind(self._steps.state)
         if self.backend == "graph" and isinstance(self._steps, _LayerSteps):
             self._capture(x)
@@ -141,8 +145,30 @@ class Stepper:
         """Embedding, layer and head, called as a layer is."""
         if self.embedding is not None:
             x = self.embedding(x)
+        if self._norm_goes_with_head(x, state):
+            return self._by_norm_and_head(x, state)
         y, state = self.layer(_as_input(self.layer, x), state)
         return (y if self.head is None else self.head(y.to(getattr(self.head, "weight", y).dtype))), state
+
+    def _norm_goes_with_head(self, x: Tensor, state: Any) -> bool:
+        """Whether the last norm and the head are one launch of a step on a GPU."""
+        layer, head = self.layer, self.head
+        return (
+            isinstance(layer, Backbone)
+            and head is not None
+            and type(layer) is Backbone
+            and type(layer.norm_f) is nn.RMSNorm
+            and not has_hooks(layer, layer.norm_f)
+            and product_of_a_step(head, self.batch_size, after_norm=True)
+            and decode.serves(x, tuple(tree_leaves(state)), None, self.layer.parameters())
+        )
+
+    def _by_norm_and_head(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        layer: Any = self.layer
+        head: Any = self.head
+        hidden, state = layer.mix(x, state)
+        normed = {"norm": layer.norm_f.weight, "eps": layer.norm_f.eps, "dtype": torch.float32}
+        return decode.linear(hidden[:, 0], head.weight, head.bias, **normed)[:, None], state
 
     def _capture(self, x: Tensor) -> None:
         """Let a graph take the steps from here; or leave them to the layers, and say why."""
@@ -171,7 +197,7 @@ class Stepper:
 
     def _check(self, state: Any) -> None:
         """Raise ValueError unless `state` has the form of the layer's own, and its sizes."""
-        expected = self._initial_state()
+        expected = self._empty
         if tree_structure(state) != tree_structure(expected):
             raise ValueError(f"state must have the form {tree_structure(expected)}, got {tree_structure(state)}")
         for (path, wanted), got in zip(tree_leaves_with_path(expected), tree_leaves(state), strict=True):

@@ -1,7 +1,8 @@
-"""One token through what lies between the projections of a mixer: few launches where launches are most of the time.
+"""One token through a block, or through what lies between the projections of a mixer: few launches where launches are
+most of the time.
 
-The mixers call these on a GPU for a single step that records no gradient, and are otherwise what they do by their
-operations; results agree as closely as two backends do.
+Blocks and mixers call these on a GPU for a single step that records no gradient, and are otherwise what they do by
+their operations; results agree as closely as two backends do.
 """
 
 import contextlib
@@ -13,8 +14,12 @@ from torch import Tensor
 
 from mambakit.ops import dispatch, triton
 
+_EARLY_STARTS = (9, 0)  # compute capability
+
 _kernels = triton.Kernels("decode")
+_linear_kernels = triton.Kernels("decode_linear")
 _IN_PLACE: ContextVar[bool] = ContextVar("states_in_place", default=False)
+_CAPTURING: ContextVar[bool] = ContextVar("captured", default=False)
 
 
 def serves(
@@ -23,7 +28,7 @@ def serves(
     """Whether x (batch, length, d_model) is such a step: the GPU's, one token on from a state, without gradients.
 
     Args:
-        x: the input of a mixer.
+        x: the input of a mixer, or of its block.
         state: of the mixer; None where there is none yet.
         cu_seqlens: of packed sequences.
         parameters: those of the mixer.
@@ -43,57 +48,88 @@ def serves(
 
 
 @contextlib.contextmanager
-def states_in_place() -> Iterator[None]:
-    """Inside, a step writes the state of a scan over the one that it read, and spares copying it there."""
-    token = _IN_PLACE.set(True)
+def states_in_place(*, captured: bool = False) -> Iterator[None]:
+    """Inside, a step writes the state of a scan over the one that it read, and spares copying it there.
+
+    Args:
+        captured: whether what is launched becomes a graph in which nothing changes a parameter, so that a kernel may
+            read its weights before the kernel in front has ended.
+    """
+    tokens = _IN_PLACE.set(True), _CAPTURING.set(captured)
     try:
         yield
     finally:
-        _IN_PLACE.reset(token)
+        _IN_PLACE.reset(tokens[0])
+        _CAPTURING.reset(tokens[1])
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The convolution with silu in a step of Mamba-1.
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    z: Tensor | None = None,
+    norm_before_gate: bool = False,
+    residual: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x W^T + bias, of x as a norm and a gate make it, added to a residual.
 
     Args:
-        x: (batch, channels).
-        weight, bias: (channels, width) and (channels,).
-        state: (batch, width - 1, channels), in the dtype of x.
+        x: (batch, width).
+        weight, bias: (outputs, width) and (outputs,).
+        norm: (width,), weight of a root-mean-square norm of x.
+        eps: what the norm adds to the mean square.
+        z: (batch, width), a gate.
+        norm_before_gate: whether the gate multiplies what was normalised, or is normalised with it.
+        residual: (batch, outputs).
+        dtype: of the result; None: that of weight.
 
-    Returns y (batch, channels) in the dtype of x, and the next state.
+    Returns (batch, outputs).
     """
-    y, state = torch.empty_like(x, memory_format=torch.contiguous_format), state.contiguous()
-    after = torch.empty_like(state)
-    _kernels.convolution(x, weight.contiguous(), bias, state, y, after)
-    return y, after
+    y = x.new_empty(x.shape[0], weight.shape[0], dtype=dtype or weight.dtype)
+    _linear_kernels.linear(x, z, norm, weight, bias, residual, y, eps, norm_before_gate, _starts_early(x))
+    return y
 
 
 def mamba_scan(
-    u: Tensor,
-    projected: Tensor,
+    x: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
     dt_weight: Tensor,
     dt_bias: Tensor,
     A_log: Tensor,
     D: Tensor,
     z: Tensor,
+    conv: Tensor,
     state: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """What follows x_proj in a step of Mamba-1: the step size, the scan, the gate.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What lies between in_proj and out_proj in a step of Mamba-1.
 
     Args:
-        u, z: (batch, dim).
-        projected: (batch, dt_rank + 2 state), what x_proj made.
+        x, z: (batch, dim).
+        conv_weight, conv_bias: (dim, taps) and (dim,).
+        x_proj: (dt_rank + 2 state, dim).
         dt_weight, dt_bias: (dim, dt_rank) and (dim,), of dt_proj.
         A_log: (dim, state).
         D: (dim,).
+        conv: (batch, taps - 1, dim), in the dtype of x.
         state: (batch, dim, state), float32.
 
-    Returns y (batch, dim) in the dtype of u, and the next state.
+    Returns y (batch, dim) in the dtype of x, and both states.
     """
-    y, state = torch.empty_like(u, memory_format=torch.contiguous_format), state.contiguous()
-    after = state if _IN_PLACE.get() else torch.empty_like(state)
-    _kernels.mamba_scan(u, projected, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D, z, state, y, after)
-    return y, after
+    early, x_proj, conv_weight = _starts_early(x), x_proj.contiguous(), conv_weight.contiguous()
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    conv, state = conv.contiguous(), state.contiguous()
+    conv_after, after = (conv, state) if _IN_PLACE.get() else (torch.empty_like(conv), torch.empty_like(state))
+    projected = x.new_empty(x.shape[0], x_proj.shape[0])
+    _kernels.mamba_select(x, conv_weight, conv_bias, conv, x_proj, projected, early)
+    parameters = (dt_weight.contiguous(), dt_bias, A_log.contiguous(), D)
+    _kernels.mamba_scan(x, conv_weight, conv_bias, projected, *parameters, z, conv, state, y, conv_after, after, early)
+    return y, conv_after, after
 
 
 def mamba2_scan(
@@ -114,12 +150,12 @@ def mamba2_scan(
     Args:
         xBC: (batch, heads headdim + 2 groups state), before the convolution.
         dt: (batch, heads).
-        weight, bias: (channels, width) and (channels,), of the convolution.
+        weight, bias: (channels, taps) and (channels,), of the convolution.
         A_log, dt_bias: (heads,).
         D: (heads, headdim).
         z: (batch, heads headdim), or None for no gate.
         dt_limit: bounds of the step.
-        conv: (batch, width - 1, channels).
+        conv: (batch, taps - 1, channels).
         state: (batch, heads, headdim, state), float32.
 
     Returns y (batch, heads headdim) in the dtype of xBC, and both states.
@@ -127,7 +163,10 @@ def mamba2_scan(
     y = xBC.new_empty(xBC.shape[0], state.shape[1] * state.shape[2])
     conv, state = conv.contiguous(), state.contiguous()
     conv_after, after = torch.empty_like(conv), state if _IN_PLACE.get() else torch.empty_like(state)
-    _kernels.mamba2_scan(
-        xBC, dt, weight.contiguous(), bias, A_log, D, z, dt_bias, dt_limit, conv, state, y, conv_after, after
-    )
+    parameters = (weight.contiguous(), bias, A_log, D, z, dt_bias, dt_limit)
+    _kernels.mamba2_scan(xBC, dt, *parameters, conv, state, y, conv_after, after, _starts_early(xBC))
     return y, conv_after, after
+
+
+def _starts_early(x: Tensor) -> bool:
+    return _CAPTURING.get() and torch.cuda.get_device_capability(x.device) >= _EARLY_STARTS

@@ -1,68 +1,107 @@
 """One token through what lies between the projections of a mixer, in as few launches as there are sums over channels.
 
-Mamba-1: the convolution, which reads its weights in the dtype that they have, and after x_proj one kernel for the rest:
+Mamba-1: the convolution with x_proj, which needs all channels; then, channel by channel, the rest:
 
     dt = softplus(dt_proj low + dt_bias),  h' = exp(-exp(A_log) dt) h + dt B u,  y = (C h' + D u) silu(z)
 
-Mamba-2: one kernel convolves x, B and C and steps the state. The state of a scan
-may be written over the one that is read; that of a convolution is read by several programs and may not.
+The second kernel convolves anew, which costs less than to read what the first one could have written. Mamba-2: one
+kernel convolves x, B and C and steps the state.
+
+States may be written over those that are read, but for the convolution's of Mamba-2, which several programs read.
+Kernels that run in a graph may start before the one in front has ended, as `decode_linear` says.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mambakit.ops.triton.decode_linear import silu, wait_for_the_kernel_in_front
 from mambakit.ops.triton.launch import on_device_of, power_of_two
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, y: Tensor, after: Tensor) -> None:
-    """Fill y and the inputs kept for the next step; see `mambakit.ops.decode.convolution`."""
-    batch, channels = x.shape
-    block = 256
+def mamba_select(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: Tensor,
+    x_proj: Tensor,
+    projected: Tensor,
+    early: bool,
+) -> None:
+    """Fill what x_proj makes of the convolved x; see `mambakit.ops.decode.mamba_scan`."""
+    rows, channels = x.shape
+    outs = x_proj.shape[0]
+    padded = power_of_two(channels)
+    block = max(1, min(2048 // padded if rows < 8 else 16384 // padded, power_of_two(outs)))
     with on_device_of(x):
-        _convolution[(batch, triton.cdiv(channels, block))](
-            x, weight, bias, state, y, after, x.stride(0), channels, WIDTH=weight.shape[1], BLOCK=block, num_warps=2
+        _mamba_select[(triton.cdiv(outs, block), rows)](
+            x,
+            weight,
+            bias,
+            conv,
+            x_proj,
+            projected,
+            x.stride(0),
+            outs,
+            CHANNELS=channels,
+            PADDED=padded,
+            TAPS=weight.shape[1],
+            BLOCK=block,
+            EARLY=early,
+            num_warps=4,
+            launch_pdl=early,
         )
 
 
 def mamba_scan(
-    u: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
     projected: Tensor,
     dt_weight: Tensor,
     dt_bias: Tensor,
     A_log: Tensor,
     D: Tensor,
     z: Tensor,
+    conv: Tensor,
     state: Tensor,
     y: Tensor,
+    conv_after: Tensor,
     after: Tensor,
+    early: bool,
 ) -> None:
-    """Fill y and the state after the step; see `mambakit.ops.decode.mamba_scan`."""
-    batch, dim = u.shape
+    """Fill y and both states after the step; see `mambakit.ops.decode.mamba_scan`."""
+    rows, dim = x.shape
     rank, size = dt_weight.shape[1], A_log.shape[1]
-    block = 32 if batch * dim < 1 << 15 else 128
-    with on_device_of(u):
-        _mamba_scan[(batch, triton.cdiv(dim, block))](
-            u,
+    block = 16 if rows * dim < 1 << 14 else 64
+    with on_device_of(x):
+        _mamba_scan[(triton.cdiv(dim, block), rows)](
+            x,
+            weight,
+            bias,
             projected,
             dt_weight,
             dt_bias,
             A_log,
             D,
             z,
+            conv,
             state,
             y,
+            conv_after,
             after,
-            u.stride(0),
-            projected.stride(0),
+            x.stride(0),
             z.stride(0),
             dim,
+            TAPS=weight.shape[1],
             RANK=rank,
             STATE=size,
             RANK_BLOCK=power_of_two(rank),
             STATE_BLOCK=power_of_two(size),
             BLOCK=block,
-            num_warps=4,
+            EARLY=early,
+            num_warps=4 if block * power_of_two(size) >= 256 else 1,
+            launch_pdl=early,
         )
 
 
@@ -81,6 +120,7 @@ def mamba2_scan(
     y: Tensor,
     conv_after: Tensor,
     after: Tensor,
+    early: bool,
 ) -> None:
     """Fill y and both states after the step; see `mambakit.ops.decode.mamba2_scan`."""
     batch, heads, headdim, size = state.shape
@@ -109,12 +149,14 @@ def mamba2_scan(
             D.stride(0),
             D.stride(1),
             *dt_limit,
-            WIDTH=weight.shape[1],
+            TAPS=weight.shape[1],
             HEADDIM=headdim,
             STATE=size,
             STATE_BLOCK=power_of_two(size),
             BLOCK=rows,
+            EARLY=early,
             num_warps=4,
+            launch_pdl=early,
         )
 
 
@@ -125,83 +167,120 @@ def _softplus(value):
     return tl.where(value > 20.0, value, tl.where(e < 0.01, small, tl.log(1.0 + e)))
 
 
-@triton.jit(do_not_specialize=["u_row", "projected_row", "z_row"])
+@triton.jit
+def _convolved(x, weight, bias, conv, channel, inside, channels, TAPS: tl.constexpr):
+    """silu of the convolution at some channels of one row, in float32."""
+    now = tl.load(x + channel, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(weight + channel * TAPS + (TAPS - 1), mask=inside, other=0.0).to(tl.float32) * now
+    if bias is not None:
+        value += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    for k in tl.static_range(TAPS - 1):
+        before = tl.load(conv + k * channels + channel, mask=inside, other=0.0).to(tl.float32)
+        value += tl.load(weight + channel * TAPS + k, mask=inside, other=0.0).to(tl.float32) * before
+    return silu(value)
+
+
+@triton.jit
+def _shift(x, conv, conv_after, channel, inside, channels, TAPS: tl.constexpr):
+    """Write the inputs of the next step's convolution: those of this one but the oldest, and x."""
+    for k in tl.static_range(TAPS - 1):
+        if k + 1 < TAPS - 1:
+            kept = tl.load(conv + (k + 1) * channels + channel, mask=inside, other=0.0)
+        else:
+            kept = tl.load(x + channel, mask=inside, other=0.0)
+        tl.debug_barrier()  # conv_after may be conv: nobody overwrites what another thread is still to read
+        tl.store(conv_after + k * channels + channel, kept, mask=inside)
+
+
+@triton.jit
+def _mamba_select(
+    x,
+    weight,
+    bias,
+    conv,
+    x_proj,
+    projected,
+    x_row,
+    outs,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    TAPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    row = tl.program_id(1).to(tl.int64)
+    n, channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
+    own, inside = n < outs, channel < CHANNELS
+    taps = tl.load(x_proj + n[:, None] * CHANNELS + channel[None, :], mask=own[:, None] & inside[None, :], other=0.0)
+    wait_for_the_kernel_in_front(EARLY)
+    u = _convolved(x + row * x_row, weight, bias, conv + row * (TAPS - 1) * CHANNELS, channel, inside, CHANNELS, TAPS)
+    u = u.to(x.dtype.element_ty).to(tl.float32)
+    out = tl.sum(taps.to(tl.float32) * u[None, :], axis=1)
+    tl.store(projected + row * outs + n, out.to(projected.dtype.element_ty), mask=own)
+
+
+@triton.jit
 def _mamba_scan(
-    u,
+    x,
+    weight,
+    bias,
     projected,
     dt_weight,
     dt_bias,
     A_log,
     D,
     z,
+    conv,
     state,
     y,
+    conv_after,
     after,
-    u_row,
-    projected_row,
+    x_row,
     z_row,
     dim,
+    TAPS: tl.constexpr,
     RANK: tl.constexpr,
     STATE: tl.constexpr,
     RANK_BLOCK: tl.constexpr,
     STATE_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(1).to(tl.int64)
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < dim
     r, n = tl.arange(0, RANK_BLOCK), tl.arange(0, STATE_BLOCK)
-    projected += row * projected_row
-    low = tl.load(projected + r, mask=r < RANK, other=0.0).to(tl.float32)
+    there = inside[:, None] & (n < STATE)[None, :]
+    at = channel[:, None] * STATE + n[None, :]
     taps = tl.load(
         dt_weight + channel[:, None] * RANK + r[None, :], mask=inside[:, None] & (r < RANK)[None, :], other=0.0
     )
-    dt = tl.sum(taps.to(tl.float32) * low[None, :], axis=1)
-    dt = _softplus(dt + tl.load(dt_bias + channel, mask=inside, other=0.0))
+    rate = tl.exp(tl.load(A_log + at, mask=there, other=0.0))
+    step_bias = tl.load(dt_bias + channel, mask=inside, other=0.0)
+    skip = tl.load(D + channel, mask=inside, other=0.0)
+    h = tl.load(state + row * dim * STATE + at, mask=there, other=0.0)  # which in a graph this kernel alone writes
+    wait_for_the_kernel_in_front(EARLY)
+    x += row * x_row
+    conv += row * (TAPS - 1) * dim
+    conv_after += row * (TAPS - 1) * dim
+    projected += row * (RANK + 2 * STATE)
+    low = tl.load(projected + r, mask=r < RANK, other=0.0).to(tl.float32)
     B = tl.load(projected + RANK + n, mask=n < STATE, other=0.0).to(tl.float32)
     C = tl.load(projected + RANK + STATE + n, mask=n < STATE, other=0.0).to(tl.float32)
-    there = inside[:, None] & (n < STATE)[None, :]
-    at = channel[:, None] * STATE + n[None, :]
-    rate = tl.exp(tl.load(A_log + at, mask=there, other=0.0))
-    value = tl.load(u + row * u_row + channel, mask=inside, other=0.0).to(tl.float32)
-    h = tl.load(state + row * dim * STATE + at, mask=there, other=0.0)
-    h = tl.exp(-rate * dt[:, None]) * h + (dt * value)[:, None] * B[None, :]
-    tl.store(after + row * dim * STATE + at, h, mask=there)
-    out = tl.sum(h * C[None, :], axis=1) + tl.load(D + channel, mask=inside, other=0.0) * value
-    gate = tl.load(z + row * z_row + channel, mask=inside, other=0.0).to(tl.float32)
-    out *= gate / (1.0 + tl.exp(-gate))
+    u = _convolved(x, weight, bias, conv, channel, inside, dim, TAPS)
+    u = u.to(x.dtype.element_ty).to(tl.float32)
+    dt = _softplus(tl.sum(taps.to(tl.float32) * low[None, :], axis=1) + step_bias)
+    h = tl.exp(-rate * dt[:, None]) * h + (dt * u)[:, None] * B[None, :]
+    out = (tl.sum(h * C[None, :], axis=1) + skip * u) * silu(
+        tl.load(z + row * z_row + channel, mask=inside, other=0.0).to(tl.float32)
+    )
     tl.store(y + row * dim + channel, out.to(y.dtype.element_ty), mask=inside)
+    tl.debug_barrier()  # `after` may be `state`
+    tl.store(after + row * dim * STATE + at, h, mask=there)
+    _shift(x, conv, conv_after, channel, inside, dim, TAPS)
 
 
-@triton.jit
-def _convolved(xBC, weight, bias, conv, conv_after, channel, inside, first, channels, WIDTH: tl.constexpr):
-    """silu of the convolution at some channels; the inputs kept for the next step are written where `first`."""
-    now = tl.load(xBC + channel, mask=inside, other=0.0)
-    value = tl.load(weight + channel * WIDTH + (WIDTH - 1), mask=inside, other=0.0).to(tl.float32) * now.to(tl.float32)
-    if bias is not None:
-        value += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    for k in tl.static_range(WIDTH - 1):
-        before = tl.load(conv + k * channels + channel, mask=inside, other=0.0)
-        value += tl.load(weight + channel * WIDTH + k, mask=inside, other=0.0).to(tl.float32) * before.to(tl.float32)
-        if k > 0:
-            tl.store(conv_after + (k - 1) * channels + channel, before, mask=inside & first)
-    if WIDTH > 1:
-        tl.store(conv_after + (WIDTH - 2) * channels + channel, now, mask=inside & first)
-    return value / (1.0 + tl.exp(-value))
-
-
-@triton.jit(do_not_specialize=["x_row"])
-def _convolution(x, weight, bias, state, y, after, x_row, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < channels
-    state += row * (WIDTH - 1) * channels
-    after += row * (WIDTH - 1) * channels
-    value = _convolved(x + row * x_row, weight, bias, state, after, channel, inside, True, channels, WIDTH)
-    tl.store(y + row * channels + channel, value.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["xBC_row", "dt_row", "z_row", "heads", "groups", "dt_min", "dt_max"])
+@triton.jit(do_not_specialize=["heads", "groups", "dt_min", "dt_max"])
 def _mamba2_scan(
     xBC,
     dt,
@@ -225,11 +304,12 @@ def _mamba2_scan(
     D_row,
     dt_min,
     dt_max,
-    WIDTH: tl.constexpr,
+    TAPS: tl.constexpr,
     HEADDIM: tl.constexpr,
     STATE: tl.constexpr,
     STATE_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     p, n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATE_BLOCK)
@@ -239,26 +319,32 @@ def _mamba2_scan(
     dim = heads * HEADDIM
     channels = dim + 2 * groups * STATE
     xBC += row * xBC_row
-    conv += row * (WIDTH - 1) * channels
-    conv_after += row * (WIDTH - 1) * channels
+    conv += row * (TAPS - 1) * channels
+    conv_after += row * (TAPS - 1) * channels
     leads = (head % share == 0) & (tl.program_id(2) == 0)
     at = head * HEADDIM + p
-    u = _convolved(xBC, weight, bias, conv, conv_after, at, own, True, channels, WIDTH)
-    B = dim + group * STATE + n
-    B = _convolved(xBC, weight, bias, conv, conv_after, B, shared, leads, channels, WIDTH)
-    C = dim + (groups + group) * STATE + n
-    C = _convolved(xBC, weight, bias, conv, conv_after, C, shared, leads, channels, WIDTH)
-
-    step = _softplus(tl.load(dt + row * dt_row + head).to(tl.float32) + tl.load(dt_bias + head))
-    step = tl.minimum(tl.maximum(step, dt_min), dt_max)
-    decay = tl.exp(-tl.exp(tl.load(A_log + head)) * step)
+    B_at = dim + group * STATE + n
+    C_at = dim + (groups + group) * STATE + n
     there = own[:, None] & shared[None, :]
     place = ((row * heads + head) * HEADDIM + p[:, None]) * STATE + n[None, :]
-    h = tl.load(state + place, mask=there, other=0.0)
-    h = decay * h + (step * u)[:, None] * B[None, :]
-    tl.store(after + place, h, mask=there)
-    out = tl.sum(h * C[None, :], axis=1) + tl.load(D + head * D_head + p * D_row, mask=own, other=0.0) * u
+    rate = -tl.exp(tl.load(A_log + head))
+    step_bias = tl.load(dt_bias + head)
+    skip = tl.load(D + head * D_head + p * D_row, mask=own, other=0.0)
+    h = tl.load(state + place, mask=there, other=0.0)  # which in a graph this kernel alone writes
+    wait_for_the_kernel_in_front(EARLY)
+    u = _convolved(xBC, weight, bias, conv, at, own, channels, TAPS)
+    B = _convolved(xBC, weight, bias, conv, B_at, shared, channels, TAPS)
+    C = _convolved(xBC, weight, bias, conv, C_at, shared, channels, TAPS)
+    step = _softplus(tl.load(dt + row * dt_row + head).to(tl.float32) + step_bias)
+    step = tl.minimum(tl.maximum(step, dt_min), dt_max)
+    h = tl.exp(rate * step) * h + (step * u)[:, None] * B[None, :]
+    out = tl.sum(h * C[None, :], axis=1) + skip * u
     if z is not None:
-        gate = tl.load(z + row * z_row + at, mask=own, other=0.0).to(tl.float32)
-        out *= gate / (1.0 + tl.exp(-gate))
+        out *= silu(tl.load(z + row * z_row + at, mask=own, other=0.0).to(tl.float32))
     tl.store(y + row * dim + at, out.to(y.dtype.element_ty), mask=own)
+    tl.debug_barrier()  # `after` may be `state`
+    tl.store(after + place, h, mask=there)
+    _shift(xBC, conv, conv_after, at, own, channels, TAPS)
+    if leads:
+        _shift(xBC, conv, conv_after, B_at, shared, channels, TAPS)
+        _shift(xBC, conv, conv_after, C_at, shared, channels, TAPS)
