@@ -23,6 +23,7 @@ from mambakit.errors import DataError
 from mambakit.lm.cache import StateCache, check_batch
 from mambakit.lm.checkpoint import Source, load_into, open_checkpoint, write_checkpoint
 from mambakit.lm.config import MambaConfig
+from mambakit.lm.loss import next_token_loss
 from mambakit.lm.packing import Packing, packing_of
 from mambakit.lm.quantisation import quantise
 from mambakit.nn import Backbone, Stepper
@@ -55,7 +56,8 @@ class MambaCausalLMOutput(ModelOutput):
 
     Attributes:
         loss: the mean negative log-likelihood in nats of the labels, if there are any.
-        logits: (batch, length, vocab_size) in float32.
+        logits: (batch, length, vocab_size) in float32; beside a loss in the dtype of the head, for a copy in float32
+            is the largest tensor of a training step.
         past_key_values, hidden_states: as in MambaOutput.
     """
 
@@ -235,11 +237,6 @@ class MambaModel(MambaPreTrainedModel):
             empty = self.norm_f.weight.new_empty(batch, 0, self.config.hidden_size)
             return self.stack(empty)[1]
 
-    def stepper(self, batch: int) -> Stepper:
-        """The core's stepper of the layers, which takes a step of all of them in one native call where it can."""
-        _check_convolutions(self.layers)
-        return Stepper(self.stack, batch)
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -331,6 +328,7 @@ class MambaForCausalLM(MambaPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.backbone = MambaModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.loss_function = next_token_loss
         self.post_init()
 
     def get_base(self) -> MambaModel:
@@ -402,8 +400,10 @@ class MambaForCausalLM(MambaPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept].to(getattr(self.lm_head, "weight", hidden).dtype)).float()
+        logits = self.lm_head(hidden[:, kept].to(getattr(self.lm_head, "weight", hidden).dtype))
         loss = None
+        if labels is None:
+            logits = logits.float()
         if labels is not None:
             if logits.shape[1] != hidden.shape[1]:
                 raise ValueError("labels need the logits of all positions: leave logits_to_keep out")

@@ -22,11 +22,6 @@ def has_hooks(*modules: nn.Module | None) -> bool:
     return any(module is not None and (module._forward_hooks or module._forward_pre_hooks) for module in modules)
 
 
-def plain_product(layer: nn.Module) -> bool:
-    """Whether `layer` multiplies by its weight and does nothing else."""
-    return type(layer) in (nn.Linear, Linear) and not has_hooks(layer)
-
-
 def product_of_a_step(layer: nn.Module, rows: int, *, after_norm: bool = False) -> bool:
     """Whether `mambakit.ops.decode.linear` does what `layer` does to so many vectors, and does it faster.
 
@@ -35,7 +30,7 @@ def product_of_a_step(layer: nn.Module, rows: int, *, after_norm: bool = False) 
         rows: vectors.
         after_norm: whether a norm stands before it, which is to be taken in the same call.
     """
-    if not plain_product(layer):
+    if type(layer) not in (nn.Linear, Linear) or has_hooks(layer):
         return False
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]
     return (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mambakit import ops
 from mambakit.nn.convolution import silu_convolution
 from mambakit.nn.initial_steps import initial_dt_bias
-from mambakit.nn.joints import as_built, has_hooks, plain_product, product_of_a_step
+from mambakit.nn.joints import as_built, has_hooks, product_of_a_step
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
 from mambakit.ops import decode
@@ -127,8 +127,10 @@ class Mamba(KeepsFloat32):
         conv, ssm = (None, None) if state is None else state
         projected = self.in_proj(x)
         if state is not None and self._has_plain_steps() and decode.serves(x, state, cu_seqlens, self.parameters()):
-            y, state = self._decode(projected[:, 0], state)
-            return self.out_proj(y[:, None]), state
+            u, z = self.split(projected[:, 0])
+            u, conv = decode.convolution(u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
+            y, ssm = self._scan_step(u, z, state.ssm)
+            return self.out_proj(y[:, None]), MambaState(conv, ssm)
         u, z = self.split(projected)
         u, conv = self.convolve(u, conv, cu_seqlens)
         delta, B, C = self.select(u)
@@ -178,28 +180,26 @@ class Mamba(KeepsFloat32):
 
     def step_with_residual(self, residual: Tensor, norm: nn.RMSNorm, state: MambaState) -> tuple[Tensor, MambaState]:
         """residual + self(norm(residual)) for one step on a GPU, (batch, d_model), in four launches."""
-        normed = {"norm": norm.weight, "eps": norm.eps}
-        projected = decode.linear(residual, self.in_proj.weight, self.in_proj.bias, **normed)  # type: ignore[arg-type]
-        y, state = self._decode(projected, state)
+        made = (self.in_proj.weight, self.in_proj.bias, norm.weight, norm.eps or 0.0)
+        convolution = decode.Convolution(self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
+        projected, conv = decode.convolved_linear(residual, *made, convolution)
+        y, ssm = self._scan_step(*self.split(projected), state.ssm)
         out = self.out_proj
-        return decode.linear(y, out.weight, out.bias, residual=residual, dtype=residual.dtype), state
+        return decode.linear(y, out.weight, out.bias, residual=residual, dtype=residual.dtype), MambaState(conv, ssm)
 
-    def _decode(self, projected: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
-        """What lies between the projections, in two launches: y (batch, d_inner) of what in_proj made."""
-        u, z = self.split(projected)
-        convolution = (self.conv1d.weight.squeeze(1), self.conv1d.bias)
-        parameters = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
-        y, *after = decode.mamba_scan(u, *convolution, *parameters, z, *state)
-        return y, MambaState(*after)
+    def _scan_step(self, u: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What lies between the convolution and out_proj, in two launches: y (batch, d_inner), and the scan's state."""
+        few = product_of_a_step(self.x_proj, u.shape[0])
+        projected = decode.linear(u, self.x_proj.weight) if few else self.x_proj(u)
+        return decode.mamba_scan(u, projected, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D, z, state)
 
     def _has_plain_steps(self) -> bool:
-        """Whether its joints are its own and nothing stands between the projections: no norm, no adapter, no hook."""
+        """Whether its joints are its own and nothing stands around convolution and dt_proj: no norm, adapter, hook."""
         return (
             as_built(self, Mamba)
             and self.b_c_dt_rms_eps is None
             and type(self.conv1d) is nn.Conv1d
             and type(self.dt_proj) is DeltaProjection
-            and plain_product(self.x_proj)
             and not has_hooks(self.conv1d, self.dt_proj)
         )
 

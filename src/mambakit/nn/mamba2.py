@@ -169,8 +169,10 @@ class Mamba2(KeepsFloat32):
         conv, ssm = (None, None) if state is None else state
         projected = self.in_proj(x)
         if state is not None and self._has_plain_steps() and decode.serves(x, state, cu_seqlens, self.parameters()):
-            y, z, state = self._decode(projected[:, 0], state)
-            return self.out_proj((y if self.norm is None else self.norm(y, z))[:, None]), state
+            z, xBC, dt = self.split(projected[:, 0])
+            xBC, conv = decode.convolution(xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
+            y, ssm = self._scan_step(z, xBC, dt, state.ssm)
+            return self.out_proj((y if self.norm is None else self.norm(y, z))[:, None]), Mamba2State(conv, ssm)
         z, xBC, dt = self.split(projected)
         xBC, conv = self.convolve(xBC, conv, cu_seqlens)
         u, B, C = self.select(xBC)
@@ -232,35 +234,24 @@ class Mamba2(KeepsFloat32):
 
     def step_with_residual(self, residual: Tensor, norm: nn.RMSNorm, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         """residual + self(norm(residual)) for one step on a GPU, (batch, d_model), in three launches."""
-        normed: dict[str, Any] = {"norm": norm.weight, "eps": norm.eps}
-        projected = decode.linear(residual, self.in_proj.weight, self.in_proj.bias, **normed)
-        y, z, state = self._decode(projected, state)
+        made = (self.in_proj.weight, self.in_proj.bias, norm.weight, norm.eps or 0.0)
+        convolution = decode.Convolution(self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv, self.d_inner)
+        projected, conv = decode.convolved_linear(residual, *made, convolution)
+        z, xBC, dt = self.split(projected)
+        y, ssm = self._scan_step(z, xBC, dt, state.ssm)
         gated: dict[str, Any] = {}
         if self.norm is not None:
             gated = {"norm": self.norm.weight, "eps": self.norm.eps, "z": z}
             gated["norm_before_gate"] = self.norm.norm_before_gate
         out = self.out_proj
-        return decode.linear(y, out.weight, out.bias, residual=residual, dtype=residual.dtype, **gated), state
+        summed = decode.linear(y, out.weight, out.bias, residual=residual, dtype=residual.dtype, **gated)
+        return summed, Mamba2State(conv, ssm)
 
-    def _decode(self, projected: Tensor, state: Mamba2State) -> tuple[Tensor, Tensor, Mamba2State]:
-        """The convolution and the scan in one launch: y and z (batch, d_inner) of what in_proj made, and the state.
-
-        Without a norm y is gated by z.
-        """
-        z, xBC, dt = self.split(projected)
-        y, *after = decode.mamba2_scan(
-            xBC,
-            dt,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            self.A_log,
-            self.skip[:, None].expand(-1, self.headdim) if self.skip.dim() == 1 else self.skip,
-            z if self.norm is None else None,
-            self.dt_bias,
-            self.dt_limit,
-            *state,
-        )
-        return y, z, Mamba2State(*after)
+    def _scan_step(self, z: Tensor, xBC: Tensor, dt: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """y (batch, d_inner), gated by z where no norm does that, of the convolved xBC; and the scan's state."""
+        D = self.skip[:, None].expand(-1, self.headdim) if self.skip.dim() == 1 else self.skip
+        gate = z if self.norm is None else None
+        return decode.mamba2_scan(xBC, dt, self.A_log, D, gate, self.dt_bias, self.dt_limit, state)
 
     def _has_plain_steps(self) -> bool:
         """Whether its joints are its own and the convolution is one: no adapter, no hook."""

@@ -8,6 +8,7 @@ their operations; results agree as closely as two backends do.
 import contextlib
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def serves(
 
 @contextlib.contextmanager
 def states_in_place(*, captured: bool = False) -> Iterator[None]:
-    """Inside, a step writes the state of a scan over the one that it read, and spares copying it there.
+    """Inside, a step writes the states of its mixer over those that it read, and spares copying them there.
 
     Args:
         captured: whether what is launched becomes a graph in which nothing changes a parameter, so that a kernel may
@@ -61,6 +62,15 @@ def states_in_place(*, captured: bool = False) -> Iterator[None]:
     finally:
         _IN_PLACE.reset(tokens[0])
         _CAPTURING.reset(tokens[1])
+
+
+class Convolution(NamedTuple):
+    """The causal convolution that follows some outputs of a product, with silu, and its state."""
+
+    weight: Tensor  # (channels, taps)
+    bias: Tensor | None  # (channels,)
+    state: Tensor  # (batch, taps - 1, channels)
+    first: int = 0  # of the outputs
 
 
 def linear(
@@ -90,82 +100,104 @@ def linear(
     Returns (batch, outputs).
     """
     y = x.new_empty(x.shape[0], weight.shape[0], dtype=dtype or weight.dtype)
-    _linear_kernels.linear(x, z, norm, weight, bias, residual, y, eps, norm_before_gate, _starts_early(x))
+    early = _starts_early(x)
+    _linear_kernels.linear(x, z, norm, weight, bias, residual, y, eps, norm_before_gate, None, 0, early)
     return y
 
 
+def convolved_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: Tensor, eps: float, convolution: Convolution
+) -> tuple[Tensor, Tensor]:
+    """`linear` after a norm, some of its outputs going on through a step of a convolution.
+
+    Returns (batch, outputs) in the dtype of weight, and the convolution's next state.
+    """
+    y = x.new_empty(x.shape[0], weight.shape[0], dtype=weight.dtype)
+    state, after = _next(convolution.state)
+    steps = (convolution.weight.contiguous(), convolution.bias, state, after)
+    early = _starts_early(x)
+    _linear_kernels.linear(x, None, norm, weight, bias, None, y, eps, False, steps, convolution.first, early)
+    return y, after
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One step of a causal convolution with silu.
+
+    Args:
+        x: (batch, channels).
+        weight, bias: (channels, taps) and (channels,).
+        state: (batch, taps - 1, channels), in the dtype of x.
+
+    Returns y (batch, channels) in the dtype of x, and the next state.
+    """
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    state, after = _next(state)
+    _kernels.convolution(x, weight.contiguous(), bias, state, y, after, _starts_early(x))
+    return y, after
+
+
 def mamba_scan(
-    x: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    x_proj: Tensor,
+    u: Tensor,
+    projected: Tensor,
     dt_weight: Tensor,
     dt_bias: Tensor,
     A_log: Tensor,
     D: Tensor,
     z: Tensor,
-    conv: Tensor,
     state: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What lies between in_proj and out_proj in a step of Mamba-1.
+) -> tuple[Tensor, Tensor]:
+    """What follows x_proj in a step of Mamba-1: the step size, the scan, the gate.
 
     Args:
-        x, z: (batch, dim).
-        conv_weight, conv_bias: (dim, taps) and (dim,).
-        x_proj: (dt_rank + 2 state, dim).
+        u, z: (batch, dim).
+        projected: (batch, dt_rank + 2 state), what x_proj made.
         dt_weight, dt_bias: (dim, dt_rank) and (dim,), of dt_proj.
         A_log: (dim, state).
         D: (dim,).
-        conv: (batch, taps - 1, dim), in the dtype of x.
         state: (batch, dim, state), float32.
 
-    Returns y (batch, dim) in the dtype of x, and both states.
+    Returns y (batch, dim) in the dtype of u, and the next state.
     """
-    early, x_proj, conv_weight = _starts_early(x), x_proj.contiguous(), conv_weight.contiguous()
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    conv, state = conv.contiguous(), state.contiguous()
-    conv_after, after = (conv, state) if _IN_PLACE.get() else (torch.empty_like(conv), torch.empty_like(state))
-    projected = x.new_empty(x.shape[0], x_proj.shape[0])
-    _kernels.mamba_select(x, conv_weight, conv_bias, conv, x_proj, projected, early)
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    state, after = _next(state)
     parameters = (dt_weight.contiguous(), dt_bias, A_log.contiguous(), D)
-    _kernels.mamba_scan(x, conv_weight, conv_bias, projected, *parameters, z, conv, state, y, conv_after, after, early)
-    return y, conv_after, after
+    _kernels.mamba_scan(u, projected, *parameters, z, state, y, after, _starts_early(u))
+    return y, after
 
 
 def mamba2_scan(
     xBC: Tensor,
     dt: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
     A_log: Tensor,
     D: Tensor,
     z: Tensor | None,
     dt_bias: Tensor,
     dt_limit: tuple[float, float],
-    conv: Tensor,
     state: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The convolution and the scan in a step of Mamba-2, and the gate where there is no norm.
+) -> tuple[Tensor, Tensor]:
+    """What follows the convolution in a step of Mamba-2: the scan, and the gate where there is no norm.
 
     Args:
-        xBC: (batch, heads headdim + 2 groups state), before the convolution.
+        xBC: (batch, heads headdim + 2 groups state).
         dt: (batch, heads).
-        weight, bias: (channels, taps) and (channels,), of the convolution.
         A_log, dt_bias: (heads,).
         D: (heads, headdim).
         z: (batch, heads headdim), or None for no gate.
         dt_limit: bounds of the step.
-        conv: (batch, taps - 1, channels).
         state: (batch, heads, headdim, state), float32.
 
-    Returns y (batch, heads headdim) in the dtype of xBC, and both states.
+    Returns y (batch, heads headdim) in the dtype of xBC, and the next state.
     """
     y = xBC.new_empty(xBC.shape[0], state.shape[1] * state.shape[2])
-    conv, state = conv.contiguous(), state.contiguous()
-    conv_after, after = torch.empty_like(conv), state if _IN_PLACE.get() else torch.empty_like(state)
-    parameters = (weight.contiguous(), bias, A_log, D, z, dt_bias, dt_limit)
-    _kernels.mamba2_scan(xBC, dt, *parameters, conv, state, y, conv_after, after, _starts_early(xBC))
-    return y, conv_after, after
+    state, after = _next(state)
+    _kernels.mamba2_scan(xBC, dt, A_log, D, z, dt_bias, dt_limit, state, y, after, _starts_early(xBC))
+    return y, after
+
+
+def _next(state: Tensor) -> tuple[Tensor, Tensor]:
+    """A state as the kernels read it, and where the next one goes."""
+    state = state.contiguous()
+    return state, state if _IN_PLACE.get() else torch.empty_like(state)
 
 
 def _starts_early(x: Tensor) -> bool:

@@ -3,7 +3,8 @@
     y = entering(x) W^T + bias [+ residual]
 
 What enters is x, its root-mean-square norm, or that of x and a gate. The norm's divisor is one number a row, so it is
-applied to the product: x is read once, and its squares are summed on the way.
+applied to the product: x is read once, and its squares are summed on the way. Outputs that a causal convolution
+follows, with silu, go through its step as they are made; its state may be written over the one that is read.
 
 With few rows the time is that of reading W, and of the launch. One row after another is multiplied in registers
 (`_row`); from a few rows on W is worth reading once for several of them, by the matrix units (`_tile`). Kernels that
@@ -35,9 +36,11 @@ def linear(
     y: Tensor,
     eps: float,
     gate_after: bool,
+    convolution: tuple[Tensor, Tensor | None, Tensor, Tensor] | None,
+    first: int,
     early: bool,
 ) -> None:
-    """Fill y; see `mambakit.ops.decode.linear`."""
+    """Fill y; see `mambakit.ops.decode.linear`. `convolution`: weight, bias, the states before and after."""
     rows, outs, width = x.shape[0], weight.shape[0], weight.shape[1]
     gate = NONE if z is None else AFTER if gate_after else BEFORE
     arguments = (
@@ -48,14 +51,18 @@ def linear(
         bias,
         residual,
         y,
+        *(convolution or (None,) * 4),
         x.stride(0),
         0 if z is None else z.stride(0),
         0 if residual is None else residual.stride(0),
         rows,
         outs,
+        first,
+        0 if convolution is None else convolution[0].shape[0],
         eps,
     )
     options = {"WIDTH": width, "GATE": gate, "EARLY": early, "launch_pdl": early}
+    options["TAPS"] = 0 if convolution is None else convolution[0].shape[1]
     with on_device_of(x):
         if rows < _DOT_ROWS or weight.element_size() == 4:
             block = min(16, max(1, _ROW_ELEMENTS // power_of_two(width)))
@@ -98,6 +105,23 @@ def _entering(x, z, scale, GATE: tl.constexpr):
     return value, normed
 
 
+@triton.jit
+def convolved(now, weight, bias, conv, conv_after, channel, inside, channels, TAPS: tl.constexpr):
+    """silu of the convolution's step where `inside`, elsewhere `now`; and the inputs of the next step."""
+    value = tl.load(weight + channel * TAPS + (TAPS - 1), mask=inside, other=0.0).to(tl.float32) * now.to(tl.float32)
+    if bias is not None:
+        value += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    for k in tl.static_range(TAPS - 1):
+        before = tl.load(conv + k * channels + channel, mask=inside, other=0.0)
+        value += tl.load(weight + channel * TAPS + k, mask=inside, other=0.0).to(tl.float32) * before.to(tl.float32)
+        tl.debug_barrier()  # conv_after may be conv: nobody overwrites what another thread is still to read
+        if k > 0:
+            tl.store(conv_after + (k - 1) * channels + channel, before, mask=inside)
+    if TAPS > 1:
+        tl.store(conv_after + (TAPS - 2) * channels + channel, now.to(conv_after.dtype.element_ty), mask=inside)
+    return tl.where(inside, silu(value), now.to(tl.float32))
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _row(
     x,
@@ -107,16 +131,23 @@ def _row(
     bias,
     residual,
     y,
+    conv_weight,
+    conv_bias,
+    conv,
+    conv_after,
     x_row,
     z_row,
     residual_row,
     rows,
     outs,
+    first,
+    channels,
     eps,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     GATE: tl.constexpr,
+    TAPS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """BLOCK outputs of one row."""
@@ -140,6 +171,19 @@ def _row(
         out += tl.load(bias + n, mask=own, other=0.0).to(tl.float32)
     if residual is not None:
         out += tl.load(residual + row * residual_row + n, mask=own, other=0.0).to(tl.float32)
+    if TAPS > 0:
+        channel = n - first
+        out = convolved(
+            out.to(y.dtype.element_ty),
+            conv_weight,
+            conv_bias,
+            conv + row * (TAPS - 1) * channels,
+            conv_after + row * (TAPS - 1) * channels,
+            channel,
+            own & (channel >= 0) & (channel < channels),
+            channels,
+            TAPS,
+        )
     tl.store(y + row * outs + n, out.to(y.dtype.element_ty), mask=own)
 
 
@@ -152,11 +196,17 @@ def _tile(
     bias,
     residual,
     y,
+    conv_weight,
+    conv_bias,
+    conv,
+    conv_after,
     x_row,
     z_row,
     residual_row,
     rows,
     outs,
+    first,
+    channels,
     eps,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -164,6 +214,7 @@ def _tile(
     STRIP: tl.constexpr,
     WIDENED: tl.constexpr,
     GATE: tl.constexpr,
+    TAPS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """BLOCK outputs of ROWS rows; the products `WIDENED` for Triton's interpreter, which has none of bfloat16."""
@@ -173,8 +224,8 @@ def _tile(
     wait_for_the_kernel_in_front(EARLY)
     out = tl.zeros([ROWS, BLOCK], tl.float32)
     squares = tl.zeros([ROWS], tl.float32)
-    for first in range(0, WIDTH, STRIP):
-        k = first + tl.arange(0, STRIP)
+    for strip in range(0, WIDTH, STRIP):
+        k = strip + tl.arange(0, STRIP)
         there = k < WIDTH
         inside = in_m[:, None] & there[None, :]
         taps = tl.load(
@@ -203,4 +254,18 @@ def _tile(
     both = in_m[:, None] & in_n[None, :]
     if residual is not None:
         out += tl.load(residual + m[:, None] * residual_row + n[None, :], mask=both, other=0.0).to(tl.float32)
+    if TAPS > 0:
+        channel = n - first
+        state = m[:, None] * (TAPS - 1) * channels
+        out = convolved(
+            out.to(y.dtype.element_ty),
+            conv_weight,
+            conv_bias,
+            conv + state,
+            conv_after + state,
+            channel[None, :],
+            both & ((channel >= 0) & (channel < channels))[None, :],
+            channels,
+            TAPS,
+        )
     tl.store(y + m[:, None] * outs + n[None, :], out.to(y.dtype.element_ty), mask=both)
