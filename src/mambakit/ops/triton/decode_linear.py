@@ -23,6 +23,7 @@ NONE, BEFORE, AFTER = 0, 1, 2  # where a gate stands, seen from the norm
 _LEAST_PROGRAMS = 160  # a few more than an H100 has multiprocessors
 _ROW_ELEMENTS = 16384  # of W in the registers of a program
 _DOT_ROWS = 4  # from so many rows on by the matrix units
+_NARROW = 128  # outputs that make too few tiles to fill the chip
 _STRIP = 128  # channels of one product of tiles
 
 
@@ -64,9 +65,9 @@ def linear(
     options = {"WIDTH": width, "GATE": gate, "EARLY": early, "launch_pdl": early}
     options["TAPS"] = 0 if convolution is None else convolution[0].shape[1]
     with on_device_of(x):
-        if rows < _DOT_ROWS or weight.element_size() == 4:
+        if rows < _DOT_ROWS or outs <= _NARROW or weight.element_size() == 4:
             block = min(16, max(1, _ROW_ELEMENTS // power_of_two(width)))
-            while block > 1 and triton.cdiv(outs, block) < _LEAST_PROGRAMS:
+            while block > 1 and rows * triton.cdiv(outs, block) < _LEAST_PROGRAMS:
                 block //= 2
             _row[(triton.cdiv(outs, block), rows)](
                 *arguments, PADDED=power_of_two(width), BLOCK=block, num_warps=4, **options
