@@ -1,21 +1,25 @@
 """`python -m benchmarks.gpu`: the GPU kernels beside their peers, each time beside what the hardware allows.
 
-    python -m benchmarks.gpu [--json FILE] [--only scan,ssd,mamba3,layers] [--case TEXT] [--minutes 3.5]
+    python -m benchmarks.gpu [--json FILE] [--only scan,ssd,mamba3,layers] [--case TEXT] [--minutes 3.5] [--processes 8]
 
-Nothing is built: peers that are not installed are named as absent. Implementations take turns on the same GPU, and the
-figures are medians over all turns, each told twice: the single call, launched on an idle device, on which the goals are
-judged; and the device's time alone, the host having run ahead. The cases that say most come first; those for which the
-minutes do not suffice are named as left out. The record is written after every case, so that a run that is cut short
-keeps what it has.
+Nothing is built: peers that are not installed are named as absent. Kernels are compiled beforehand, in several
+processes, which leave them in Triton's cache; with `--processes 0` each is compiled when it is first called.
+Implementations take turns on the same GPU, and the figures are medians over all turns, each told twice: the single
+call, launched on an idle device, on which the goals are judged; and the device's time alone, the host having run ahead.
+The cases that say most come first; those for which the minutes do not suffice are named as left out. The record is
+written after every case, so that a run that is cut short keeps what it has.
 """
 
 import argparse
+import contextlib
 import datetime
 import gc
 import importlib
 import importlib.metadata
 import itertools
 import json
+import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -34,6 +38,7 @@ MODULES = ("scan", "ssd", "mamba3", "layers")  # benchmarks/gpu_<name>.py
 PACKAGES = ("mambakit", "torch", "triton", "mamba-ssm", "causal-conv1d", "flash-linear-attention", "transformers")
 _TURNS, _BUDGET = 3, 60.0  # of each contender, and the ms of one turn
 _KINDS = ("forward", "forward_backward")
+_ENOUGH = 3600.0  # seconds for all cases
 
 
 def main() -> None:
@@ -42,6 +47,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(MODULES), help=f"some of {','.join(MODULES)}")
     parser.add_argument("--case", default="", help="only cases that have this text in their name, shape or dtype")
     parser.add_argument("--minutes", type=float, help="begin no further case after so many")
+    parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1), help="that compile beforehand")
     options = parser.parse_args()
     names = options.only.split(",")
     if unknown := set(names) - set(MODULES):
@@ -50,14 +56,21 @@ def main() -> None:
         sys.exit("benchmarks.gpu measures kernels on a CUDA GPU, and torch finds none here")
 
     console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
-    until = time.monotonic() + (60 * options.minutes if options.minutes is not None else float("inf"))
+    seconds = 60 * options.minutes if options.minutes is not None else _ENOUGH
+    until = time.monotonic() + seconds
+    found = [case for case in in_order(names) if options.case in title(vars(case))]
+    warmed = warm_up(names, options.case, min(options.processes, len(found)), seconds / 2)
     ceilings = Ceilings(gpu_timing.copy_rate(), gpu_timing.product_rate(), gpu_timing.exponential_rate())
-    record: dict[str, Any] = {**_facts(), "ceilings": vars(ceilings), "left_out": [], "cases": []}
-    for name in ("date", "gpu", "versions", "ceilings"):
+    record: dict[str, Any] = {
+        **_facts(),
+        "ceilings": vars(ceilings),
+        "warmed_up_in": warmed,
+        "left_out": [],
+        "cases": [],
+    }
+    for name in ("date", "gpu", "versions", "ceilings", "warmed_up_in"):
         console.print(f"{name}: {record[name]}")
-    for case in in_order(names):
-        if options.case not in title(vars(case)):
-            continue
+    for case in found:
         if time.monotonic() > until:
             record["left_out"].append(title(vars(case)))
             continue
@@ -78,6 +91,43 @@ def in_order(names: list[str]) -> list[Case]:
     """Cases of the modules in turns, since each yields what says most first."""
     modules = [importlib.import_module(f"benchmarks.gpu_{name}").cases() for name in names]
     return [case for row in itertools.zip_longest(*modules) for case in row if case is not None]
+
+
+def warm_up(names: list[str], text: str, processes: int, seconds: float) -> str:
+    """Call what the cases call, in several processes, so that its kernels lie compiled in Triton's cache on disk.
+
+    Processes that need more than so many seconds are ended: what they leave is compiled when it is first called.
+    """
+    start = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=call_once, args=(names, text, index, processes), daemon=True)
+        for index in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(max(0.0, start + seconds - time.monotonic()))
+        worker.kill()
+    return f"{time.monotonic() - start:.0f} s by {processes} processes"
+
+
+def call_once(names: list[str], text: str, index: int, processes: int) -> None:
+    """Every contender of each `processes`-th case from the `index`-th on, once; but for those that take seconds."""
+    found = [case for case in in_order(names) if text in title(vars(case))]
+    for case in found[index::processes]:
+        for build in case.contenders.values():
+            with contextlib.suppress(Exception):  # it fails once more when it is measured, and is named there
+                _call_once(build())
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _call_once(contender: Contender) -> None:
+    for call in (contender.forward, contender.forward_backward, contender.results):
+        if call is not None and not contender.once:
+            call()
+    torch.cuda.synchronize()
 
 
 def run(case: Case, ceilings: Ceilings) -> dict[str, Any]:

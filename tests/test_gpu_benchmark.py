@@ -1,7 +1,12 @@
 """What `python -m benchmarks.gpu` makes of times and results: no GPU is needed for that."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +108,23 @@ def test_without_a_gpu_one_line_says_so(module: str) -> None:
     assert done.stdout == ""
     assert "CUDA GPU" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def _two_cases() -> Iterator[Case]:
+    for number in range(2):
+        yield replace(_case(), operation=f"scan {number}", contenders={OURS: partial(_noted, number)})
+
+
+def _noted(number: int) -> Contender:
+    return Contender(lambda: Path(os.environ["NOTES"]).joinpath(str(number)).touch())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="synchronising would need no stand-in")
+def test_processes_that_compile_beforehand_share_the_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTES", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu, "in_order", lambda names: list(_two_cases()))
+    for index in range(2):
+        gpu.call_once(["scan"], "scan", index, 2)
+        assert {path.name for path in tmp_path.iterdir()} == {str(done) for done in range(index + 1)}
+    assert gpu.warm_up([], "", 0, 1.0).endswith("by 0 processes")
