@@ -120,13 +120,40 @@ class Stepper:
             raise ValueError(f"x must have shape (batch_size, d_model) = {expected}, got {tuple(x.shape)}")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError("x requires a gradient, which steps do not record: call the layer itself, or detach x")
+        self._follow_parameters()
+        if self.backend == "graph" and isinstance(self._steps, _LayerSteps):
+            self._capture(x)
+        return self._steps.step(x)
+
+    def read(self, x: Tensor) -> Tensor | None:
+        """Take the steps of a short sequence at once, where that is what costs least.
+
+        x is (batch_size, length, d_model), or tokens (batch_size, length). Returns the last y, as the last of single
+        steps would have given it. Returns None, and leaves the state as it was, where the layer had better read x: on
+        a CPU, for long sequences, and for lengths that have not come up before.
+
+        Raises ValueError for a wrong shape.
+        """
+        inner = () if self.embedding is not None else (self._d_model,)
+        if x.dim() != 2 + len(inner) or x.shape[0] != self.batch_size or x.shape[2:] != inner:
+            expected = ", ".join(map(str, (self.batch_size, "length", *inner)))
+            raise ValueError(f"x must have shape ({expected}), got {tuple(x.shape)}")
+        self._follow_parameters()
+        return self._steps.read(self._given(x)) if isinstance(self._steps, GraphedSteps) else None
+
+    def _given(self, x: Tensor) -> Tensor:
+        """x on the device of the parameters, and vectors in the dtype that the layer takes."""
+        x = x.to(next(self.layer.parameters()).device)
+        if self.embedding is None:
+            x = _as_input(self.layer, x.to(torch.promote_types(x.dtype, torch.float32)))
+        return x
+
+    def _follow_parameters(self) -> None:
+        """Take over parameters that were moved, converted or replaced."""
         if self._addresses() != self._bound_to:
             self._empty = self._initial_state()  # other parameters may have other sizes
             self._check(self._steps.state)
             self._bind(self._steps.state)
-        if self.backend == "graph" and isinstance(self._steps, _LayerSteps):
-            self._capture(x)
-        return self._steps.step(x)
 
     def _bind(self, state: Any) -> None:
         """Choose who takes the steps, by the parameters as they are now."""
@@ -142,12 +169,13 @@ class Stepper:
         self._bound_to = self._addresses()
 
     def _whole(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Embedding, layer and head, called as a layer is."""
+        """Embedding, layer and head, called as a layer is; the last y alone."""
         if self.embedding is not None:
             x = self.embedding(x)
         if self._norm_goes_with_head(x, state):
             return self._by_norm_and_head(x, state)
         y, state = self.layer(_as_input(self.layer, x), state)
+        y = y[:, -1:]
         return (y if self.head is None else self.head(y.to(getattr(self.head, "weight", y).dtype))), state
 
     def _norm_goes_with_head(self, x: Tensor, state: Any) -> bool:
@@ -172,11 +200,8 @@ class Stepper:
 
     def _capture(self, x: Tensor) -> None:
         """Let a graph take the steps from here; or leave them to the layers, and say why."""
-        x = x.to(next(self.layer.parameters()).device)
-        if self.embedding is None:
-            x = _as_input(self.layer, x.to(torch.promote_types(x.dtype, torch.float32)))
         try:
-            self._steps = GraphedSteps(self._whole, x, self._steps.state)
+            self._steps = GraphedSteps(self._whole, self._given(x), self._steps.state)
         except RuntimeError as error:
             self.backend, self.reason = "layers", str(error)
 
