@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mambakit.ops import dispatch, triton
+from mambakit.ops.reference.cross_entropy import cross_entropy as reference
 
 _KERNELS = triton.Kernels("cross_entropy")
 
@@ -33,7 +34,7 @@ def cross_entropy(
         targets: (rows,) integers, the class of each row.
         ignore_index: the target of rows that do not count.
         reduction: "mean", over the rows that count, or "sum".
-        backend: "triton" or "portable"; None picks the fastest for the device.
+        backend: "triton", "portable" or "reference"; None picks the fastest for the device.
 
     Returns:
         One number in float32 (float64 for float64); NaN where no row counts, as torch has it.
@@ -50,10 +51,12 @@ def cross_entropy(
     dispatch.check_shape("targets", targets, (logits.shape[0],), "(rows,)")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    name = dispatch.choose(logits.device, backend, ("triton", "portable"), _refusal_of(logits))
+    name = dispatch.choose(logits.device, backend, ("triton", "portable", "reference"), _refusal_of(logits))
     if name == "triton":
         return _CrossEntropy.apply(logits, targets.contiguous(), ignore_index, reduction)
     wide = logits.to(dispatch.accumulation_dtype(logits))
+    if name == "reference":
+        return reference(wide, targets, ignore_index, reduction)
     return F.cross_entropy(wide, targets, ignore_index=ignore_index, reduction=reduction)
 
 
