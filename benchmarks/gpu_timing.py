@@ -26,6 +26,13 @@ class Samples(NamedTuple):
     device: list[float]
 
 
+class Pace(NamedTuple):
+    """Seconds that a call takes the host, and until the device is done."""
+
+    host: float
+    whole: float
+
+
 def measure(calls: Mapping[str, Callable[[], Any]], once: set[str], turns: int, budget: float) -> dict[str, Any]:
     """Medians of calls that take turns, and why those that failed did.
 
@@ -36,42 +43,48 @@ def measure(calls: Mapping[str, Callable[[], Any]], once: set[str], turns: int, 
         budget: ms for one turn of one call.
     """
     found: dict[str, Samples] = {name: Samples([], []) for name in calls}
+    paces: dict[str, Pace] = {}
     failed: dict[str, str] = {}
     for turn in range(turns):
         for name, call in calls.items():
             if name in failed or (name in once and turn > 0):
                 continue
             try:
-                samples = Samples(_runs(call, 1), []) if name in once else take(call, budget)
+                if name not in once and name not in paces:
+                    paces[name] = warm_up(call)
+                samples = Samples(_runs(call, 1), []) if name in once else take(call, budget, paces[name])
             except Exception as error:  # a peer that fails must not end the run
                 failed[name] = reason(error)
                 continue
             found[name].single.extend(samples.single)
             found[name].device.extend(samples.device)
     timed = {name: samples for name, samples in found.items() if samples.single and name not in failed}
+    device = {name: samples.device for name, samples in timed.items() if samples.device}
     return {
         "milliseconds": {name: statistics.median(samples.single) for name, samples in timed.items()},
-        "device_milliseconds": {
-            name: statistics.median(samples.device) for name, samples in timed.items() if samples.device
-        },
+        "device_milliseconds": {name: statistics.median(times) for name, times in device.items()},
         "spread": {name: _spread(samples.single) for name, samples in timed.items()},
         "failed": failed,
     }
 
 
-def take(call: Callable[[], Any], budget: float) -> Samples:
-    """One turn: half of the `budget` for single calls, half for queued ones."""
-    call()  # compiles, warms up
+def warm_up(call: Callable[[], Any]) -> Pace:
+    """Let a call compile what it needs, and see how long the next one takes."""
+    call()
     torch.cuda.synchronize()
     start = time.perf_counter()
     call()
     host = time.perf_counter() - start
     torch.cuda.synchronize()
-    whole = time.perf_counter() - start
-    wait = min(_AHEAD * host, _LONGEST_WAIT)
+    return Pace(host, time.perf_counter() - start)
+
+
+def take(call: Callable[[], Any], budget: float, pace: Pace) -> Samples:
+    """One turn: half of the `budget` for single calls, half for queued ones."""
+    wait = min(_AHEAD * pace.host, _LONGEST_WAIT)
     return Samples(
-        _runs(call, _count(budget / 2, whole)),
-        _runs(call, _count(budget / 2, whole + wait), wait),
+        _runs(call, _count(budget / 2, pace.whole)),
+        _runs(call, _count(budget / 2, pace.whole + wait), wait),
     )
 
 

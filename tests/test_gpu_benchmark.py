@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,11 @@ CEILINGS = Ceilings(bytes_a_second=4e12, matrix_operations_a_second=7e14, expone
 
 @pytest.fixture(autouse=True)
 def _times_are_what_calls_return(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_timing, "take", lambda call, budget: gpu_timing.Samples([call()] * 3, [call() / 2] * 3))
+    def take(call: Callable[[], float], budget: float, pace: gpu_timing.Pace) -> gpu_timing.Samples:
+        return gpu_timing.Samples([call()] * 3, [call() * pace.whole] * 3)
+
+    monkeypatch.setattr(gpu_timing, "warm_up", lambda call: gpu_timing.Pace(0.1, 0.5))
+    monkeypatch.setattr(gpu_timing, "take", take)
     monkeypatch.setattr(gpu_timing, "_runs", lambda call, count: [call()] * count)
 
 
