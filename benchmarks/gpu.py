@@ -1,45 +1,53 @@
 """`python -m benchmarks.gpu`: the GPU kernels beside their peers, each time beside what the hardware allows.
 
-    python -m benchmarks.gpu [--json FILE] [--only scan,ssd,mamba3,layers] [--quick]
+    python -m benchmarks.gpu [--json FILE] [--only scan,ssd,mamba3,layers] [--case TEXT] [--minutes 3.5] [--processes 8]
 
-Nothing is built: peers that are not installed are named as absent. Implementations take turns on the same GPU, and the
-figures are medians over all turns. The record is written after every case, so that a run that is cut short keeps what
-it has.
+Nothing is built: peers that are not installed are named as absent. Kernels are compiled beforehand, in several
+processes, which leave them in Triton's cache; with `--processes 0` each is compiled when it is first called.
+Implementations take turns on the same GPU, and the figures are medians over all turns, each told twice: the single
+call, launched on an idle device, on which the goals are judged; and the device's time alone, the host having run ahead.
+The cases that say most come first; those for which the minutes do not suffice are named as left out. The record is
+written after every case, so that a run that is cut short keeps what it has.
 """
 
 import argparse
+import contextlib
 import datetime
 import gc
 import importlib
 import importlib.metadata
-import importlib.util
+import itertools
 import json
-import statistics
+import multiprocessing
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from benchmarks.gpu_case import Case, Ceilings, Contender, Floor
+from benchmarks import gpu_timing
+from benchmarks.gpu_case import OURS, Case, Ceilings, Contender, Floor
+from benchmarks.gpu_report import print_errors, print_result, print_times, title
 
 MODULES = ("scan", "ssd", "mamba3", "layers")  # benchmarks/gpu_<name>.py
 PACKAGES = ("mambakit", "torch", "triton", "mamba-ssm", "causal-conv1d", "flash-linear-attention", "transformers")
-_EXPONENTIALS_A_CLOCK = 16  # of each multiprocessor
-_CACHE = 256 << 20  # bytes written before each run, so that none finds its inputs in the cache
-_SLOW = 1000.0  # milliseconds from which on one measurement has to do
-_OURS = "mambakit"
+_TURNS, _BUDGET = 3, 60.0  # of each contender, and the ms of one turn
+_KINDS = ("forward", "forward_backward")
+_ENOUGH = 3600.0  # seconds for all cases
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the record to this file, case by case")
     parser.add_argument("--only", default=",".join(MODULES), help=f"some of {','.join(MODULES)}")
-    parser.add_argument("--quick", action="store_true", help="one short turn each: for a look, not for figures")
+    parser.add_argument("--case", default="", help="only cases that have this text in their name, shape or dtype")
+    parser.add_argument("--minutes", type=float, help="begin no further case after so many")
+    parser.add_argument("--processes", type=int, default=min(8, os.cpu_count() or 1), help="that compile beforehand")
     options = parser.parse_args()
     names = options.only.split(",")
     if unknown := set(names) - set(MODULES):
@@ -47,140 +55,148 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks.gpu measures kernels on a CUDA GPU, and torch finds none here")
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    ceilings = measure_ceilings()
-    record: dict[str, Any] = {**_facts(), "ceilings": vars(ceilings), "cases": []}
-    for name, fact in record.items():
-        if name != "cases":
-            console.print(f"{name}: {fact}")
-    for case in _cases(names, console):
-        result = run(case, ceilings, quick=options.quick)
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    seconds = 60 * options.minutes if options.minutes is not None else _ENOUGH
+    until = time.monotonic() + seconds
+    found = [case for case in in_order(names) if options.case in title(vars(case))]
+    warmed = warm_up(names, options.case, min(options.processes, len(found)), seconds / 2)
+    ceilings = Ceilings(gpu_timing.copy_rate(), gpu_timing.product_rate(), gpu_timing.exponential_rate())
+    record: dict[str, Any] = {
+        **_facts(),
+        "ceilings": vars(ceilings),
+        "warmed_up_in": warmed,
+        "left_out": [],
+        "cases": [],
+    }
+    for name in ("date", "gpu", "versions", "ceilings", "warmed_up_in"):
+        console.print(f"{name}: {record[name]}")
+    for case in found:
+        if time.monotonic() > until:
+            record["left_out"].append(title(vars(case)))
+            continue
+        result = run(case, ceilings)
         record["cases"].append(result)
         print_result(console, result)
         if options.json:
-            options.json.write_text(json.dumps(record, indent=1) + "\n")
-    print_summary(console, record["cases"])
+            options.json.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    print_times(console, record["cases"])
+    print_errors(console, record["cases"])
+    for left_out in record["left_out"]:
+        console.print(f"left out, the {options.minutes} minutes being over: {left_out}")
+    if options.json:
+        options.json.write_text(json.dumps(record, indent=1, default=str) + "\n")
 
 
-def _cases(names: list[str], console: Console) -> Iterator[Case]:
-    for name in names:
-        if importlib.util.find_spec(f"benchmarks.gpu_{name}") is None:
-            console.print(f"{name}: benchmarks/gpu_{name}.py is not here")
-        else:
-            yield from importlib.import_module(f"benchmarks.gpu_{name}").cases()
+def in_order(names: list[str]) -> list[Case]:
+    """Cases of the modules in turns, since each yields what says most first."""
+    modules = [importlib.import_module(f"benchmarks.gpu_{name}").cases() for name in names]
+    return [case for row in itertools.zip_longest(*modules) for case in row if case is not None]
 
 
-def measure_ceilings() -> Ceilings:
-    """A copy of a gigabyte, a bfloat16 product of two 8192 x 8192 matrices, exponentials from clock and width."""
-    from triton.runtime import driver
+def warm_up(names: list[str], text: str, processes: int, seconds: float) -> str:
+    """Call what the cases call, in several processes, so that its kernels lie compiled in Triton's cache on disk.
 
-    bytes_copied = torch.randint(-128, 127, (2, 1 << 30), dtype=torch.int8, device="cuda")
-    copy = statistics.median(_milliseconds(lambda: bytes_copied[0].copy_(bytes_copied[1]), 300))
-    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16).unbind()
-    product = statistics.median(_milliseconds(lambda: a @ b, 300))
-    properties = driver.active.utils.get_device_properties(torch.cuda.current_device())
-    clock = 1e3 * properties["sm_clock_rate"]
-    count = torch.cuda.get_device_properties("cuda").multi_processor_count
-    return Ceilings(2 * 2**30 / (1e-3 * copy), 2 * 8192**3 / (1e-3 * product), _EXPONENTIALS_A_CLOCK * count * clock)
+    Processes that need more than so many seconds are ended: what they leave is compiled when it is first called.
+    """
+    start = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=call_once, args=(names, text, index, processes), daemon=True)
+        for index in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(max(0.0, start + seconds - time.monotonic()))
+        worker.kill()
+    return f"{time.monotonic() - start:.0f} s by {processes} processes"
 
 
-def run(case: Case, ceilings: Ceilings, *, quick: bool) -> dict[str, Any]:
+def call_once(names: list[str], text: str, index: int, processes: int) -> None:
+    """Every contender of each `processes`-th case from the `index`-th on, once; but for those that take seconds."""
+    found = [case for case in in_order(names) if text in title(vars(case))]
+    for case in found[index::processes]:
+        for build in case.contenders.values():
+            with contextlib.suppress(Exception):  # it fails once more when it is measured, and is named there
+                _call_once(build())
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _call_once(contender: Contender) -> None:
+    for call in (contender.forward, contender.forward_backward, contender.results):
+        if call is not None and not contender.once:
+            call()
+    torch.cuda.synchronize()
+
+
+def run(case: Case, ceilings: Ceilings) -> dict[str, Any]:
     """Time every contender, in turns, and hold what it gives against float64."""
+    start = time.monotonic()
     built: dict[str, Contender] = {}
-    absent: dict[str, str] = {}
+    refused: dict[str, str] = {}
     for name, build in case.contenders.items():
         try:
             built[name] = build()
         except Exception as error:  # a peer that fails must not end the run
-            absent[name] = _reason(error)
+            refused[name] = gpu_timing.reason(error)
     result: dict[str, Any] = {
         "operation": case.operation,
         "shape": case.shape,
         "dtype": str(case.dtype).removeprefix("torch."),
-        "rival": case.rival,
         "notes": list(case.notes),
-        "absent": absent,
+        "refused": refused,
     }
-    kinds: list[tuple[str, Floor | None, float | None]] = [
-        ("forward", case.forward_floor, case.forward_goal),
-        ("forward_backward", case.forward_backward_floor, case.forward_backward_goal),
-    ]
-    for kind, floor, goal in kinds:
+    floors = {"forward": case.forward_floor, "forward_backward": case.forward_backward_floor}
+    once = {name for name, contender in built.items() if contender.once}
+    for kind in _KINDS:
         calls = {name: call for name, contender in built.items() if (call := getattr(contender, kind)) is not None}
         if calls:
-            result[kind] = _times(calls, absent, quick) | _verdict(floor, goal, ceilings)
-            _judge(result[kind], case.rival)
-    result["errors"] = _errors(case, built, absent)
+            times = gpu_timing.measure(calls, once, _TURNS, _BUDGET)
+            refused |= {f"{name}, {kind}": why for name, why in times.pop("failed").items()}
+            result[kind] = judged(case, kind, times, floors[kind], ceilings)
+    result["errors"] = _errors(case, built, refused)
     del built
     gc.collect()
     torch.cuda.empty_cache()
+    result["seconds"] = round(time.monotonic() - start, 1)
     return result
 
 
-def _times(calls: Mapping[str, Callable[[], Any]], absent: dict[str, str], quick: bool) -> dict[str, Any]:
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    turns, budget = (1, 30.0) if quick else (3, 150.0)
-    for _ in range(turns):
-        for name, call in calls.items():
-            if name in absent or any(time >= _SLOW for time in samples[name]):
-                continue
-            try:
-                samples[name] += _milliseconds(call, budget)
-            except Exception as error:
-                absent[name] = _reason(error)
-    found = {name: times for name, times in samples.items() if times and name not in absent}
-    return {
-        "milliseconds": {name: statistics.median(times) for name, times in found.items()},
-        "spread": {name: (max(times) - min(times)) / statistics.median(times) for name, times in found.items()},
-    }
+def judged(case: Case, kind: str, times: dict[str, Any], floor: Floor | None, ceilings: Ceilings) -> dict[str, Any]:
+    """`times` with the floor, and beside each rival: how many times faster ours is, by both clocks, and the goal."""
+    single, device = times["milliseconds"], times["device_milliseconds"]
+    lowest = None if floor is None else floor.milliseconds(ceilings)
+    rivals = {}
+    for name, goals in case.goals.items():
+        goal = goals[_KINDS.index(kind)]
+        faster = _ratio(single.get(name), single.get(OURS))
+        rivals[name] = {
+            "times_faster": faster,
+            "times_faster_on_the_device": _ratio(device.get(name), device.get(OURS)),
+            "goal": goal,
+            "goal_met": None if faster is None or goal is None else faster >= goal,
+        }
+    return {**times, "floor": lowest, "times_the_floor": _ratio(device.get(OURS), lowest), "rivals": rivals}
 
 
-def _milliseconds(call: Callable[[], Any], budget: float) -> list[float]:
-    """Times of single calls, each with the caches written over before it; of a slow call only one."""
-    flush = torch.empty(_CACHE, dtype=torch.int8, device="cuda")
-    call()  # compiles, warms up
-
-    def once() -> float:
-        flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    first = once()
-    if first >= _SLOW:
-        return [first]
-    return [once() for _ in range(max(3, min(200, int(budget / max(first, 1e-3)))))]
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a and b else None
 
 
-def _verdict(floor: Floor | None, goal: float | None, ceilings: Ceilings) -> dict[str, Any]:
-    return {"floor": None if floor is None else floor.milliseconds(ceilings), "goal": goal}
-
-
-def _judge(result: dict[str, Any], rival: str) -> None:
-    times = result["milliseconds"]
-    ours, theirs = times.get(_OURS), times.get(rival)
-    result["times_the_floor"] = ours / result["floor"] if ours and result["floor"] else None
-    result["times_faster"] = theirs / ours if ours and theirs else None
-    known = result["times_faster"] is not None and result["goal"] is not None
-    result["goal_met"] = result["times_faster"] >= result["goal"] if known else None
-
-
-def _errors(case: Case, built: Mapping[str, Contender], absent: dict[str, str]) -> dict[str, dict[str, float]]:
+def _errors(case: Case, built: Mapping[str, Contender], refused: dict[str, str]) -> dict[str, dict[str, float]]:
     """||got - exact|| / ||exact|| of every output and gradient, by contender."""
-    if case.exact is None:
+    if case.exact is None or not any(contender.results for contender in built.values()):
         return {}
     exact = case.exact()
     errors: dict[str, dict[str, float]] = {}
     for name, contender in built.items():
-        if contender.results is None or name in absent:
+        if contender.results is None:
             continue
         try:
             found = contender.results()
         except Exception as error:
-            absent[f"{name}, results"] = _reason(error)
+            refused[f"{name}, results"] = gpu_timing.reason(error)
             continue
         errors[name] = {key: _error(value, exact[key]) for key, value in found.items() if key in exact}
     return errors
@@ -191,13 +207,6 @@ def _error(got: Tensor, exact: Tensor) -> float:
     return ratio if ratio == ratio else float("inf")
 
 
-def _reason(error: Exception) -> str:
-    first = (str(error).splitlines() or [""])[0][:120]
-    if isinstance(error, ImportError):
-        return f"absent ({first})"
-    return f"{type(error).__name__}: {first}"
-
-
 def _facts() -> dict[str, Any]:
     versions = {}
     for name in PACKAGES:
@@ -205,80 +214,11 @@ def _facts() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    driver = getattr(torch.cuda, "driver_version", None)
-    gpu = torch.cuda.get_device_name()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-        "gpu": gpu if driver is None else f"{gpu}, driver {driver()}",
+        "gpu": torch.cuda.get_device_name(),
         "versions": versions,
     }
-
-
-def print_result(console: Console, result: Mapping[str, Any]) -> None:
-    """A case as it is measured: a line a contender, then the errors."""
-    console.print(f"\n{result['operation']} {result['shape']} {result['dtype']}")
-    for kind in ("forward", "forward_backward"):
-        if kind not in result:
-            continue
-        part = result[kind]
-        times = ", ".join(f"{name} {_number(ms)}" for name, ms in part["milliseconds"].items())
-        floor = f"; floor {_number(part['floor'])}" if part["floor"] else ""
-        console.print(f"  {kind.replace('_', '+')} ms: {times}{floor}")
-    for name, reason in result["absent"].items():
-        console.print(f"  {name}: {reason}")
-    for name, errors in result["errors"].items():
-        console.print(f"  error of {name}: " + ", ".join(f"{key} {value:.1e}" for key, value in errors.items()))
-    for note in result["notes"]:
-        console.print(f"  {note}")
-
-
-def print_summary(console: Console, results: list[dict[str, Any]]) -> None:
-    """The table: ours, the rival, the floor, the goal; then the largest errors, ours beside the rival's."""
-    table = Table(title="Medians in ms")
-    for heading in ("case", "", "ours", "floor", "ours / floor", "rival", "its", "its / ours", "goal", "met"):
-        table.add_column(heading, justify="left" if heading in ("case", "", "rival") else "right")
-    for result in results:
-        for kind in ("forward", "forward_backward"):
-            if kind in result:
-                table.add_row(*_row(result, kind))
-    console.print(table)
-    errors = Table(title="||got - exact|| / ||exact|| against float64, the largest of outputs and gradients")
-    for heading in ("case", "ours", "rival", "its"):
-        errors.add_column(heading)
-    for result in results:
-        found = {name: max(values.values()) for name, values in result["errors"].items() if values}
-        if _OURS in found:
-            theirs = f"{found[result['rival']]:.1e}" if result["rival"] in found else ""
-            errors.add_row(_title(result), f"{found[_OURS]:.1e}", result["rival"], theirs)
-    console.print(errors)
-
-
-def _title(result: Mapping[str, Any]) -> str:
-    return f"{result['operation']} {result['shape']} {result['dtype']}"
-
-
-def _row(result: Mapping[str, Any], kind: str) -> tuple[str, ...]:
-    part, rival = result[kind], result["rival"]
-    times = part["milliseconds"]
-    met = {None: "", True: "[green]yes[/green]", False: "[red]no[/red]"}[part["goal_met"]]
-    return (
-        _title(result) if kind == "forward" else "",
-        kind.replace("_", "+"),
-        _number(times.get(_OURS)),
-        _number(part["floor"]),
-        _number(part["times_the_floor"]),
-        rival,
-        _number(times.get(rival)) or "absent",
-        _number(part["times_faster"]),
-        _number(part["goal"]),
-        met,
-    )
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OURS = "mambakit"  # by which the contenders have ours
+
 
 @dataclass(frozen=True)
 class Floor:
@@ -40,6 +42,8 @@ class Contender:
     forward_backward: Callable[[], Any] | None = None
     results: Callable[[], Mapping[str, Tensor]] | None = None
     """Outputs and gradients by name, to hold against those of float64."""
+    once: bool = False
+    """Whether it is so slow that one run, without another to warm up, has to do; it warms itself up when built."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +51,17 @@ class Case:
     """Implementations on one shape and dtype.
 
     `contenders` build an implementation on its inputs when its turn comes, and raise ImportError where a peer is absent
-    and NotImplementedError where it refuses the case. The goals are times of `rival` over ours.
+    and NotImplementedError where it refuses the case. The goals of each rival are its times over ours, for the forward
+    and for both passes; None where there is no goal.
     """
 
     operation: str  # "selective scan"
     shape: str  # "(8, 2048, 2048, 16)", spelled as the page of the table spells it
     dtype: torch.dtype
-    contenders: Mapping[str, Callable[[], Contender]]  # "mambakit" among them
+    contenders: Mapping[str, Callable[[], Contender]]  # ours among them
+    goals: Mapping[str, tuple[float | None, float | None]]
     forward_floor: Floor
     forward_backward_floor: Floor | None = None
-    rival: str = "mamba-ssm"
-    forward_goal: float | None = None
-    forward_backward_goal: float | None = None
     exact: Callable[[], Mapping[str, Tensor]] | None = None
     """What `results` gives in float64, of a shape small enough for it."""
     notes: tuple[str, ...] = field(default=())

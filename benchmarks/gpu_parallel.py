@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="torchrun --nproc-per-node 2 -m benchmarks.gpu_parallel")
     parser.add_argument("--length", type=int, default=65536, help="of the measured sequence")
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--mixers", default="mamba,mamba2", help="some of mamba,mamba2,mamba3")
+    parser.add_argument("--mixers", default="mamba,mamba2,mamba3", help="which of them")
     parser.add_argument("--json", type=Path, help="write the record to this file")
     options = parser.parse_args()
     if not torch.cuda.is_available() or "RANK" not in os.environ:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu_case import Case, Contender, Floor
+from benchmarks.gpu_case import OURS, Case, Contender, Floor
 from mambakit.ops import ssd, ssd_step
 
 _CHUNK = 64  # steps: where the products within a chunk and those with the state balance
@@ -35,26 +35,24 @@ class Shape(NamedTuple):
 def cases() -> Iterator[Case]:
     """Every case, the goals being those of the project."""
     half = torch.bfloat16
-    yield _scan(Shape(8, 2048, 64, 64, 128), half, 1.6, 1.8)
-    yield _scan(Shape(8, 2048, 32, 64, 128), half)
-    yield _scan(Shape(1, 65536, 32, 64, 128), half, 1.6, 1.6)
+    yield _scan(Shape(8, 2048, 64, 64, 128), half, (1.6, 1.8), fla=True)
+    yield _scan(Shape(1, 65536, 32, 64, 128), half, (1.6, 1.6), fla=True)
+    yield _scan(Shape(2, 512, 8, 64, 128), half, exact=True)
+    yield _step(1, 80, 64, 128)
+    yield _step(64, 80, 64, 128)
+    yield _scan(Shape(8, 2048, 32, 64, 128), half, fla=True)
+    yield _scan(Shape(2, 512, 8, 64, 128), torch.float32, exact=True)
     yield _scan(Shape(1, 524288, 32, 64, 128), half, backward=False)
-    for shape in (Shape(8, 2048, 64, 64, 128), Shape(1, 65536, 32, 64, 128)):
-        yield _beside_fla(shape)
-    for dtype in (half, torch.float32):
-        yield _scan(Shape(2, 512, 8, 64, 128), dtype, exact=True)
-    for batch in (1, 64):
-        yield _step(batch, 80, 64, 128)
 
 
 def _scan(
     shape: Shape,
     dtype: torch.dtype,
-    forward_goal: float | None = None,
-    forward_backward_goal: float | None = None,
+    goals: tuple[float | None, float | None] = (None, None),
     *,
     backward: bool = True,
     exact: bool = False,
+    fla: bool = False,
 ) -> Case:
     def ours() -> Contender:
         return _contender(shape, dtype, functools.partial(ssd, dt_softplus=True), backward, exact)
@@ -73,45 +71,38 @@ def _scan(
         wide = {name: t.double() for name, t in _tensors(shape, dtype).items()}
         return _results(functools.partial(ssd, dt_softplus=True, backend="reference"), wide)
 
+    others: dict[str, Callable[[], Contender]] = {"mamba-ssm": mamba_ssm}
+    notes = ("errors are those of this shape",) if exact else ()
+    if fla:
+        others["fla"] = functools.partial(_fla, shape, dtype)
+        notes = ("fla is given keys and queries of every head, scaled values and decays",)
     return Case(
         operation="ssd",
         shape=shape.spelled(),
         dtype=dtype,
-        contenders={"mambakit": ours, "mamba-ssm": mamba_ssm},
+        contenders={OURS: ours, **others},
+        goals={"mamba-ssm": goals, **({"fla": (1.0, 1.0)} if fla else {})},
         forward_floor=_forward_floor(shape, dtype),
         forward_backward_floor=_forward_backward_floor(shape, dtype) if backward else None,
-        forward_goal=forward_goal,
-        forward_backward_goal=forward_backward_goal,
         exact=in_float64 if exact else None,
-        notes=("errors are those of this shape",) if exact else (),
+        notes=notes,
     )
 
 
-def _beside_fla(shape: Shape) -> Case:
-    dtype = torch.bfloat16
+def _fla(shape: Shape, dtype: torch.dtype) -> Contender:
+    from fla.ops.simple_gla import chunk_simple_gla
 
-    def ours() -> Contender:
-        return _contender(shape, dtype, functools.partial(ssd, dt_softplus=True), backward=False, exact=False)
+    t = _tensors(shape, dtype)
+    dt = F.softplus(t["dt"].float() + t["dt_bias"])
+    q, k = (t[name].expand(-1, -1, shape.heads, -1).contiguous() for name in ("C", "B"))
+    v, g = (t["x"] * dt[..., None]).to(dtype), dt * t["A"]
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (q, k, v, g)]
+    grad = torch.randn_like(v)
 
-    def fla() -> Contender:
-        from fla.ops.simple_gla import chunk_simple_gla
+    def forward_backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(chunk_simple_gla(*leaves, scale=1.0)[0], leaves, grad)
 
-        t = _tensors(shape, dtype)
-        dt = F.softplus(t["dt"].float() + t["dt_bias"])
-        q, k = (t[name].expand(-1, -1, shape.heads, -1).contiguous() for name in ("C", "B"))
-        v, g = (t["x"] * dt[..., None]).to(dtype), dt * t["A"]
-        return Contender(lambda: chunk_simple_gla(q, k, v, g, scale=1.0))
-
-    return Case(
-        operation="ssd",
-        shape=shape.spelled(),
-        dtype=dtype,
-        contenders={"mambakit": ours, "fla": fla},
-        forward_floor=_forward_floor(shape, dtype),
-        rival="fla",
-        forward_goal=1.0,
-        notes=("fla is given keys and queries of every head, scaled values and decays",),
-    )
+    return Contender(_without_gradients(lambda: chunk_simple_gla(q, k, v, g, scale=1.0)), forward_backward)
 
 
 def _step(batch: int, heads: int, headdim: int, state: int) -> Case:
@@ -145,7 +136,8 @@ def _step(batch: int, heads: int, headdim: int, state: int) -> Case:
         operation="ssd step",
         shape=f"({batch}, {heads}, {headdim}, {state})",
         dtype=dtype,
-        contenders={"mambakit": ours, "mamba-ssm": mamba_ssm},
+        contenders={OURS: ours, "mamba-ssm": mamba_ssm},
+        goals={"mamba-ssm": (1.0, None)},
         forward_floor=Floor(bytes=2 * 4 * batch * heads * headdim * state),
         notes=("ours returns the next state, mamba-ssm writes it over the old one",),
     )

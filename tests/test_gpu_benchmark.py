@@ -1,56 +1,107 @@
 """What `python -m benchmarks.gpu` makes of times and results: no GPU is needed for that."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.gpu_case import Case, Ceilings, Contender, Floor
-from benchmarks.gpu_layers import cases
+from benchmarks.gpu_case import OURS, Case, Ceilings, Contender, Floor
+from benchmarks.gpu_report import print_errors, print_result, print_times
+from rich.console import Console
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_timing
 
 CEILINGS = Ceilings(bytes_a_second=4e12, matrix_operations_a_second=7e14, exponentials_a_second=3e12)
 
 
-def test_a_case_is_judged_and_an_absent_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_milliseconds", lambda call, budget: [call()] * 3)
+@pytest.fixture(autouse=True)
+def _times_are_what_calls_return(monkeypatch: pytest.MonkeyPatch) -> None:
+    def take(call: Callable[[], float], budget: float, pace: gpu_timing.Pace) -> gpu_timing.Samples:
+        return gpu_timing.Samples([call()] * 3, [call() * pace.whole] * 3)
 
+    monkeypatch.setattr(gpu_timing, "warm_up", lambda call: gpu_timing.Pace(0.1, 0.5))
+    monkeypatch.setattr(gpu_timing, "take", take)
+    monkeypatch.setattr(gpu_timing, "_runs", lambda call, count: [call()] * count)
+
+
+def _case() -> Case:
     def absent() -> Contender:
         raise ImportError("No module named 'fla'")
 
-    ours = Contender(lambda: 1.0, lambda: 4.0, lambda: {"y": torch.ones(2)})
-    theirs = Contender(lambda: 2.0, lambda: 6.0, lambda: {"y": torch.full((2,), 1.1)})
-    case = Case(
+    ours = Contender(lambda: 1.0, lambda: 4.0, lambda: {"y": torch.ones(2), "dx": torch.full((2,), 1.2)})
+    theirs = Contender(lambda: 2.0, lambda: 6.0, lambda: {"y": torch.full((2,), 1.1), "dx": torch.ones(2)})
+    return Case(
         "scan",
         "(1, 2)",
         torch.bfloat16,
         {
-            "mambakit": lambda: ours,
+            OURS: lambda: ours,
             "mamba-ssm": lambda: theirs,
             "fla": absent,
             "broken": lambda: Contender(lambda: 1 / 0),
+            "slow": lambda: Contender(lambda: 5000.0, once=True),
         },
-        Floor(bytes=2e9),
-        Floor(bytes=8e9),
-        forward_goal=1.5,
-        forward_backward_goal=1.7,
-        exact=lambda: {"y": torch.ones(2, dtype=torch.float64)},
+        {"mamba-ssm": (1.5, 1.7), "fla": (1.0, None), "slow": (None, None)},
+        Floor(bytes=1e9),
+        Floor(bytes=4e9),
+        exact=lambda: {name: torch.ones(2, dtype=torch.float64) for name in ("y", "dx")},
     )
-    result = gpu.run(case, CEILINGS, quick=False)
-    assert result["forward"]["floor"] == pytest.approx(0.5)
-    assert result["forward"]["times_the_floor"] == pytest.approx(2)
-    assert (result["forward"]["times_faster"], result["forward"]["goal_met"]) == (2.0, True)
-    assert (result["forward_backward"]["times_faster"], result["forward_backward"]["goal_met"]) == (1.5, False)
-    assert set(result["absent"]) == {"fla", "broken"}
-    assert result["absent"]["fla"].startswith("absent")
-    assert result["errors"]["mambakit"]["y"] == 0
+
+
+def test_a_case_is_judged_and_an_absent_peer_is_named() -> None:
+    result = gpu.run(_case(), CEILINGS)
+    forward, both = result["forward"], result["forward_backward"]
+    assert forward["floor"] == pytest.approx(0.25)
+    assert forward["times_the_floor"] == pytest.approx(2)  # of the device's time, without the host's
+    verdict = forward["rivals"]["mamba-ssm"]
+    assert (verdict["times_faster"], verdict["goal_met"]) == (2.0, True)
+    assert (both["rivals"]["mamba-ssm"]["times_faster"], both["rivals"]["mamba-ssm"]["goal_met"]) == (1.5, False)
+    assert forward["rivals"]["fla"] == {
+        "times_faster": None,
+        "times_faster_on_the_device": None,
+        "goal": 1.0,
+        "goal_met": None,
+    }
+    assert set(result["refused"]) == {"fla", "broken, forward"}
+    assert result["refused"]["fla"].startswith("absent")
+    assert result["errors"][OURS]["y"] == 0
     assert result["errors"]["mamba-ssm"]["y"] == pytest.approx(0.1)
 
 
-def test_cases_name_ours_and_the_rival() -> None:
-    for case in cases():
-        assert {"mambakit", case.rival} <= set(case.contenders)
+def test_what_takes_seconds_is_run_once() -> None:
+    forward = gpu.run(_case(), CEILINGS)["forward"]
+    assert forward["milliseconds"]["slow"] == 5000
+    assert "slow" not in forward["device_milliseconds"]
+    assert forward["rivals"]["slow"]["times_faster"] == 5000
+
+
+def test_tables_show_both_clocks_and_what_ours_is_less_exact_in() -> None:
+    console = Console(width=220, record=True)
+    result = gpu.run(_case(), CEILINGS)
+    print_result(console, result)
+    print_times(console, [result])
+    print_errors(console, [result])
+    text = console.export_text()
+    assert "forward, single call, ms: mambakit 1, mamba-ssm 2, slow 5,000" in text
+    assert "forward, device alone, ms: mambakit 0.5, mamba-ssm 1" in text
+    row = next(line for line in text.splitlines() if line.startswith("│ scan (1, 2) bfloat16 │ forward "))
+    assert [cell.strip() for cell in row.strip("│").split("│")[2:]] == [
+        *("1", "0.5", "0.25", "2", "mamba-ssm", "2", "1", "2", "2", "1.5", "yes")
+    ]
+    assert "dx 2.0e-01 / 0.0e+00" in text
+
+
+def test_cases_name_ours_and_their_rivals() -> None:
+    found = gpu.in_order(list(gpu.MODULES))
+    for case in found:
+        assert {OURS, *case.goals} <= set(case.contenders)
+    first = [case.operation for case in found[: len(gpu.MODULES)]]
+    assert first == ["selective scan", "ssd", "mamba3 SISO", "training step, Mamba-130m"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -61,3 +112,23 @@ def test_without_a_gpu_one_line_says_so(module: str) -> None:
     assert done.stdout == ""
     assert "CUDA GPU" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def _two_cases() -> Iterator[Case]:
+    for number in range(2):
+        yield replace(_case(), operation=f"scan {number}", contenders={OURS: partial(_noted, number)})
+
+
+def _noted(number: int) -> Contender:
+    return Contender(lambda: Path(os.environ["NOTES"]).joinpath(str(number)).touch())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="synchronising would need no stand-in")
+def test_processes_that_compile_beforehand_share_the_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTES", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu, "in_order", lambda names: list(_two_cases()))
+    for index in range(2):
+        gpu.call_once(["scan"], "scan", index, 2)
+        assert {path.name for path in tmp_path.iterdir()} == {str(done) for done in range(index + 1)}
+    assert gpu.warm_up([], "", 0, 1.0).endswith("by 0 processes")

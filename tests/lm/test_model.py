@@ -83,6 +83,23 @@ def test_the_loss_of_a_pack_is_that_of_its_documents() -> None:
     torch.testing.assert_close(packed, (6 * alone[0] + 4 * alone[1]) / 10)
 
 
+def test_the_loss_of_half_precision_is_that_of_its_logits() -> None:
+    model, ids = model_of("mamba").to(torch.bfloat16), tokens(2, 9)
+    output = model(ids, labels=ids)
+    assert (output.logits.dtype, model(ids).logits.dtype) == (torch.bfloat16, torch.float32)
+    rows = output.logits[:, :-1].double().flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(rows, ids[:, 1:].flatten())
+    torch.testing.assert_close(output.loss.double(), expected, rtol=1e-5, atol=1e-5)
+    halved = model(ids, labels=ids, num_items_in_batch=32).loss
+    torch.testing.assert_close(halved, output.loss / 2)
+
+
+def test_a_loss_of_ones_own_takes_the_place_of_the_models() -> None:
+    model, ids = model_of("mamba"), tokens(2, 9)
+    model.loss_function = lambda logits, labels, **_: logits.sum() * 0 + labels.sum()
+    assert model(ids, labels=ids).loss == ids.sum()
+
+
 @pytest.mark.parametrize("family", STOCK)
 def test_the_loss_and_hidden_states_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     from mambakit.lm import MambaForCausalLM

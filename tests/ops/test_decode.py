@@ -1,5 +1,6 @@
 """A step of a whole mixer in the GPU's fused kernels gives what its operations give."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tests.ops.backends import DEVICE, TRITON
 from torch import nn
 
-from mambakit.nn import Mamba, Mamba2
+from mambakit.nn import Block, Mamba, Mamba2
 from mambakit.ops import decode
 
 LAYERS: dict[str, Any] = {
@@ -17,6 +18,12 @@ LAYERS: dict[str, Any] = {
     "mamba2 without norm": lambda: Mamba2(16, d_state=4, headdim=32, rmsnorm=False, D_has_hdim=True),
     "mamba2 with bounds": lambda: Mamba2(8, d_state=4, headdim=8, d_conv=2, dt_limit=(0.01, 0.02)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device_of_the_kernels() -> Iterator[None]:
+    with torch.device(DEVICE):
+        yield
 
 
 @pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
@@ -57,6 +64,15 @@ def test_an_adapter_in_place_of_a_projection_takes_part_in_steps() -> None:
     assert not layer._has_plain_steps()
 
 
+@pytest.mark.parametrize("make", [lambda: Mamba(8, d_state=4), lambda: Mamba2(8, d_state=4, headdim=8)])
+@pytest.mark.parametrize("part", ["", "in_proj", "conv1d", "out_proj"])
+def test_a_hook_in_a_mixer_is_not_passed_by(make: Any, part: str) -> None:
+    mixer = make()
+    assert mixer.steps_with_residual(1)
+    mixer.get_submodule(part).register_forward_hook(lambda *_: None)
+    assert not mixer.steps_with_residual(1)
+
+
 @pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
 @torch.no_grad()
@@ -72,3 +88,42 @@ def test_states_in_place_are_the_next_states(name: str, monkeypatch: pytest.Monk
     assert same.ssm is state.ssm
     assert torch.equal(state.ssm, after.ssm)
     assert torch.equal(same.conv, after.conv)
+
+
+BLOCKS: dict[str, Any] = {
+    **LAYERS,
+    "mamba with biases": lambda: Mamba(12, d_state=5, bias=True),
+    "mamba2 normed before its gate": lambda: Mamba2(16, d_state=4, headdim=8, norm_before_gate=True, bias=True),
+    "mamba2 with one group": lambda: Mamba2(12, d_state=5, headdim=6),
+}
+
+
+@pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", BLOCKS)
+@torch.no_grad()
+def test_a_step_of_a_block_is_what_its_modules_give(
+    name: str, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixer = BLOCKS[name]()
+    block = Block(mixer, mixer.d_model, d_intermediate=6)
+    for parameter in block.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    block = block.to(dtype)
+    start, x = torch.randn(rows, 5, mixer.d_model), torch.randn(rows, 1, mixer.d_model)
+    monkeypatch.setattr(decode, "serves", lambda *_: False)
+    _, state = block(start)
+    expected, last = block(x, state)
+    monkeypatch.setattr(decode, "serves", lambda x, *_: x.shape[1] == 1)
+    called: list[str] = []
+    for product in (mixer.in_proj, mixer.out_proj):
+        monkeypatch.setattr(product, "forward", lambda *_: called.append("product"))
+    whole = mixer.steps_with_residual(rows)
+    assert whole == (rows <= (4 if dtype == torch.float32 else 64) and getattr(mixer, "n_groups", 1) == 1)
+    if whole:
+        y, after = block(x, state)
+        bound = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
+        torch.testing.assert_close(y, expected, **bound)
+        torch.testing.assert_close(tuple(after), tuple(last), **bound)
+        assert called == []

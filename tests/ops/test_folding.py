@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.ops.agreement import error
-from tests.ops.backends import BACKENDS
+from tests.ops.backends import BACKENDS, DEVICE, TRITON
 from torch import Tensor
 
 from mambakit import ops
@@ -136,3 +136,30 @@ def test_packs_that_differ_between_models_are_refused() -> None:
     packs = torch.tensor([[0, 3, LENGTH], [0, 4, LENGTH], [0, 5, LENGTH]])
     with pytest.raises(ValueError, match="cu_seqlens must be the same for all models"):
         torch.vmap(lambda t, pack: run(**t, cu_seqlens=pack))(tensors, packs)
+
+
+@pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
+@pytest.mark.parametrize("shared", [False, True])
+def test_norms_of_many_models_are_one_launch(shared: bool) -> None:
+    shapes = {"x": (2, 5, 12), "z": (2, 5, 12), "weight": (12,)}
+    tensors = {name: torch.randn(MODELS, *shape, device=DEVICE) for name, shape in shapes.items()}
+    if shared:
+        tensors["x"] = tensors["x"][:1].expand_as(tensors["x"])
+    tensors = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+
+    def run(**tensors: Tensor) -> tuple[Tensor, Tensor]:
+        plain = ops.rms_norm(tensors["x"], tensors["weight"], groups=3, backend="triton")
+        return plain, ops.gated_rms_norm(**tensors, groups=2, norm_before_gate=True, backend="triton")
+
+    dims = {name: None if shared and name == "x" else 0 for name in tensors}
+    given = {name: t[0] if dims[name] is None else t for name, t in tensors.items()}
+    together = torch.vmap(lambda t: run(**t), in_dims=(dims,))(given)
+    alone = each_alone(run, tensors)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert error(ours, theirs) < 1e-6
+    loss, expected = (sum(part.sin().sum() for part in parts) for parts in (together, alone))
+    found = torch.autograd.grad(loss, list(tensors.values()))  # type: ignore[arg-type]
+    wanted = torch.autograd.grad(expected, list(tensors.values()))  # type: ignore[arg-type]
+    for name, ours, theirs in zip(tensors, found, wanted, strict=True):
+        ours, theirs = (t.sum(0) if dims[name] is None else t for t in (ours, theirs))
+        assert error(ours, theirs) < 1e-5, name

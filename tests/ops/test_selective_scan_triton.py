@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.ops.agreement import assert_backend_agrees, error
-from tests.ops.backends import TRITON
+from tests.ops.backends import DEVICE, TRITON
 from tests.ops.test_selective_scan import make, scan
 
 from mambakit.ops import selective_scan, selective_scan_step
@@ -110,3 +110,20 @@ def test_what_the_kernels_do_not_take_is_refused_by_name() -> None:
         scan(**make(1, 2, 2, 2, dtype=torch.float64), backend="triton")
     with pytest.raises(ValueError, match="at most 64 states"):
         scan(**make(1, 2, 2, 65), backend="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_step_takes_tensors_in_the_dtypes_and_strides_that_they_have(dtype: torch.dtype) -> None:
+    batch, dim, state, groups = 3, 20, 5, 2
+    u, delta, z = torch.randn(batch, 3 * dim, device=DEVICE).to(dtype).chunk(3, dim=-1)
+    B, C = torch.randn(batch, 2 * groups, state, device=DEVICE).to(dtype).chunk(2, dim=1)
+    A, (D, bias) = -torch.rand(dim, state, device=DEVICE), torch.randn(dim, 2, device=DEVICE).to(dtype).unbind(1)
+    h = torch.randn(batch, state, dim, device=DEVICE).transpose(1, 2)
+    kept, wide = h.clone(), [t.double() for t in (h, u, delta, A, B, C, D, z, bias)]
+    y, after = selective_scan_step(h, u, delta, A, B, C, D, z, bias, delta_softplus=True, backend="triton")
+    expected, expected_after = selective_scan_step(*wide, delta_softplus=True, backend="reference")
+    assert y.dtype == dtype
+    assert after.dtype == torch.float32
+    assert torch.equal(h, kept)
+    torch.testing.assert_close(y.double(), expected, atol=0.03 if dtype == torch.bfloat16 else 1e-5, rtol=0.03)
+    torch.testing.assert_close(after.double(), expected_after, atol=1e-4, rtol=1e-4)

@@ -25,7 +25,7 @@ from mambakit.nn.precision import KeepsFloat32
 from mambakit.training.artefacts import read_json, write_file
 
 if TYPE_CHECKING:
-    from mambakit.lm.model import MambaPreTrainedModel
+    from mambakit.lm.pretrained import MambaPreTrainedModel
 
 FORMATS = ("hf", "state-spaces", "state-spaces-bin")
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]

@@ -118,6 +118,9 @@ class Decoder:
             )
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("attention_mask must not end in 0: pad on the left")
+        if attention_mask is None and (logits := self._stepper.read(input_ids)) is not None:
+            self.logits, self.length = logits, self.length + input_ids.shape[1]
+            return
         cache = self.cache()
         for first in range(0, input_ids.shape[1], self.chunk):
             part = slice(first, first + self.chunk)

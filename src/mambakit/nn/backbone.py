@@ -93,6 +93,13 @@ class Backbone(nn.Module):
         self, hidden: Tensor, state: tuple[Any, ...] | None = None, *, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, tuple[Any, ...]]:
         """hidden (batch, length, d_model) in and out; the state is a tuple with one entry a layer."""
+        hidden, after = self.mix(hidden, state, cu_seqlens=cu_seqlens)
+        return self.norm_f(hidden.to(self.norm_f.weight.dtype)), after
+
+    def mix(
+        self, hidden: Tensor, state: tuple[Any, ...] | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """The blocks without the final norm; hidden is float32 at least after them."""
         before = (None,) * len(self.layers) if state is None else state
         if len(before) != len(self.layers):
             raise ValueError(f"state must have one entry for each of {len(self.layers)} layers, got {len(before)}")
@@ -100,7 +107,7 @@ class Backbone(nn.Module):
         for layer, layer_state in zip(self.layers, before, strict=True):
             hidden, layer_state = layer(hidden, layer_state, cu_seqlens=cu_seqlens)
             after.append(layer_state)
-        return self.norm_f(hidden.to(self.norm_f.weight.dtype)), tuple(after)
+        return hidden, tuple(after)
 
 
 def _options_by_name(

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambakit.nn.joints import has_hooks
 from mambakit.nn.linear import Linear
+from mambakit.ops import decode
 
 
 class GatedMLP(nn.Module):
@@ -70,9 +72,26 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, state: Any = None, *, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Any]:
         """hidden (batch, length, d_model); the sum that is returned is float32 at least."""
         residual = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        y, state = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), state, cu_seqlens=cu_seqlens)
-        residual = residual + F.dropout(y, self.dropout, self.training)
+        if self._steps_at_once(residual, state, cu_seqlens):
+            step, state = self.mixer.step_with_residual(residual[:, 0], self.norm, state)  # type: ignore[operator]
+            residual = step[:, None]
+        else:
+            y, state = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), state, cu_seqlens=cu_seqlens)
+            residual = residual + F.dropout(y, self.dropout, self.training)
         if self.norm2 is not None and self.mlp is not None:
             y = self.mlp(self.norm2(residual.to(self.norm2.weight.dtype)))
             residual = residual + F.dropout(y, self.dropout, self.training)
         return residual, state
+
+    def _steps_at_once(self, residual: Tensor, state: Any, cu_seqlens: Tensor | None) -> bool:
+        """Whether the mixer takes this step with its norm and residual, as on a GPU where launches are most of it."""
+        steps_with_residual = getattr(self.mixer, "steps_with_residual", None)
+        return (
+            steps_with_residual is not None
+            and state is not None
+            and decode.serves(residual, state, cu_seqlens, self.parameters())
+            and not (self.dropout and self.training)
+            and type(self.norm) is nn.RMSNorm
+            and not has_hooks(self.norm)
+            and steps_with_residual(residual.shape[0])
+        )

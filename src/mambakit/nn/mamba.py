@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mambakit import ops
 from mambakit.nn.convolution import silu_convolution
 from mambakit.nn.initial_steps import initial_dt_bias
-from mambakit.nn.joints import as_built
+from mambakit.nn.joints import as_built, has_hooks, product_of_a_step
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
 from mambakit.ops import decode
@@ -125,9 +125,13 @@ class Mamba(KeepsFloat32):
             y (batch, length, d_model) and the state after the last step.
         """
         conv, ssm = (None, None) if state is None else state
-        u, z = self.split(self.in_proj(x))
+        projected = self.in_proj(x)
         if state is not None and self._has_plain_steps() and decode.serves(x, state, cu_seqlens, self.parameters()):
-            return self._decode(u[:, 0], z[:, 0], state)
+            u, z = self.split(projected[:, 0])
+            u, conv = decode.convolution(u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
+            y, ssm = self._scan_step(u, z, state.ssm)
+            return self.out_proj(y[:, None]), MambaState(conv, ssm)
+        u, z = self.split(projected)
         u, conv = self.convolve(u, conv, cu_seqlens)
         delta, B, C = self.select(u)
         y, ssm = ops.selective_scan(
@@ -165,20 +169,38 @@ class Mamba(KeepsFloat32):
             dt, B, C = (F.rms_norm(t, t.shape[-1:], eps=self.b_c_dt_rms_eps).to(t.dtype) for t in (dt, B, C))
         return self.dt_proj(dt), B, C
 
-    def _decode(self, u: Tensor, z: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
-        """One step on a GPU, in few launches."""
-        u, conv = decode.convolution(u, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
-        parameters = (self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
-        y, ssm = decode.mamba_scan(u, self.x_proj(u), *parameters, z, state.ssm)
-        return self.out_proj(y[:, None]), MambaState(conv, ssm)
+    def steps_with_residual(self, rows: int) -> bool:
+        """Whether `step_with_residual` does what the modules do for so many sequences."""
+        return (
+            self._has_plain_steps()
+            and not has_hooks(self)
+            and product_of_a_step(self.in_proj, rows, after_norm=True)
+            and product_of_a_step(self.out_proj, rows)
+        )
+
+    def step_with_residual(self, residual: Tensor, norm: nn.RMSNorm, state: MambaState) -> tuple[Tensor, MambaState]:
+        """residual + self(norm(residual)) for one step on a GPU, (batch, d_model), in four launches."""
+        made = (self.in_proj.weight, self.in_proj.bias, norm.weight, norm.eps or 0.0)
+        convolution = decode.Convolution(self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
+        projected, conv = decode.convolved_linear(residual, *made, convolution)
+        y, ssm = self._scan_step(*self.split(projected), state.ssm)
+        out = self.out_proj
+        return decode.linear(y, out.weight, out.bias, residual=residual, dtype=residual.dtype), MambaState(conv, ssm)
+
+    def _scan_step(self, u: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What lies between the convolution and out_proj, in two launches: y (batch, d_inner), and the scan's state."""
+        few = product_of_a_step(self.x_proj, u.shape[0])
+        projected = decode.linear(u, self.x_proj.weight) if few else self.x_proj(u)
+        return decode.mamba_scan(u, projected, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D, z, state)
 
     def _has_plain_steps(self) -> bool:
-        """Whether its joints are its own and nothing stands around dt_proj: no norm, no adapter, no hook."""
+        """Whether its joints are its own and nothing stands around convolution and dt_proj: no norm, adapter, hook."""
         return (
             as_built(self, Mamba)
             and self.b_c_dt_rms_eps is None
+            and type(self.conv1d) is nn.Conv1d
             and type(self.dt_proj) is DeltaProjection
-            and not (self.dt_proj._forward_hooks or self.dt_proj._forward_pre_hooks)
+            and not has_hooks(self.conv1d, self.dt_proj)
         )
 
     def step(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:

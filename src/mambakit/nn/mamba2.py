@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mambakit import ops
 from mambakit.nn.convolution import silu_convolution
 from mambakit.nn.initial_steps import initial_dt_bias
-from mambakit.nn.joints import as_built
+from mambakit.nn.joints import as_built, has_hooks, product_of_a_step
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
 from mambakit.ops import decode
@@ -167,9 +167,13 @@ class Mamba2(KeepsFloat32):
             y (batch, length, d_model) and the state after the last step.
         """
         conv, ssm = (None, None) if state is None else state
-        z, xBC, dt = self.split(self.in_proj(x))
-        if state is not None and as_built(self, Mamba2) and decode.serves(x, state, cu_seqlens, self.parameters()):
-            return self._decode(z[:, 0], xBC[:, 0], dt[:, 0], state)
+        projected = self.in_proj(x)
+        if state is not None and self._has_plain_steps() and decode.serves(x, state, cu_seqlens, self.parameters()):
+            z, xBC, dt = self.split(projected[:, 0])
+            xBC, conv = decode.convolution(xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
+            y, ssm = self._scan_step(z, xBC, dt, state.ssm)
+            return self.out_proj((y if self.norm is None else self.norm(y, z))[:, None]), Mamba2State(conv, ssm)
+        z, xBC, dt = self.split(projected)
         xBC, conv = self.convolve(xBC, conv, cu_seqlens)
         u, B, C = self.select(xBC)
         y, ssm = ops.ssd(
@@ -218,23 +222,40 @@ class Mamba2(KeepsFloat32):
         B, C = (t.unflatten(-1, (self.n_groups, self.d_state)) for t in (B, C))
         return u.unflatten(-1, (self.heads, self.headdim)), B, C
 
-    def _decode(self, z: Tensor, xBC: Tensor, dt: Tensor, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
-        """One step on a GPU, in few launches."""
-        y, conv, ssm = decode.mamba2_scan(
-            xBC,
-            dt,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            self.A_log,
-            self.skip[:, None].expand(-1, self.headdim) if self.skip.dim() == 1 else self.skip,
-            z if self.norm is None else None,
-            self.dt_bias,
-            self.dt_limit,
-            *state,
+    def steps_with_residual(self, rows: int) -> bool:
+        """Whether `step_with_residual` does what the modules do for so many sequences."""
+        return (
+            self._has_plain_steps()
+            and not has_hooks(self, self.norm)
+            and (self.norm is None or (type(self.norm) is GatedRMSNorm and self.norm.groups == 1))
+            and product_of_a_step(self.in_proj, rows, after_norm=True)
+            and product_of_a_step(self.out_proj, rows, after_norm=self.norm is not None)
         )
+
+    def step_with_residual(self, residual: Tensor, norm: nn.RMSNorm, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
+        """residual + self(norm(residual)) for one step on a GPU, (batch, d_model), in three launches."""
+        made = (self.in_proj.weight, self.in_proj.bias, norm.weight, norm.eps or 0.0)
+        convolution = decode.Convolution(self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv, self.d_inner)
+        projected, conv = decode.convolved_linear(residual, *made, convolution)
+        z, xBC, dt = self.split(projected)
+        y, ssm = self._scan_step(z, xBC, dt, state.ssm)
+        gated: dict[str, Any] = {}
         if self.norm is not None:
-            y = self.norm(y, z)
-        return self.out_proj(y[:, None]), Mamba2State(conv, ssm)
+            gated = {"norm": self.norm.weight, "eps": self.norm.eps, "z": z}
+            gated["norm_before_gate"] = self.norm.norm_before_gate
+        out = self.out_proj
+        summed = decode.linear(y, out.weight, out.bias, residual=residual, dtype=residual.dtype, **gated)
+        return summed, Mamba2State(conv, ssm)
+
+    def _scan_step(self, z: Tensor, xBC: Tensor, dt: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """y (batch, d_inner), gated by z where no norm does that, of the convolved xBC; and the scan's state."""
+        D = self.skip[:, None].expand(-1, self.headdim) if self.skip.dim() == 1 else self.skip
+        gate = z if self.norm is None else None
+        return decode.mamba2_scan(xBC, dt, self.A_log, D, gate, self.dt_bias, self.dt_limit, state)
+
+    def _has_plain_steps(self) -> bool:
+        """Whether its joints are its own and the convolution is one: no adapter, no hook."""
+        return as_built(self, Mamba2) and type(self.conv1d) is nn.Conv1d and not has_hooks(self.conv1d)
 
     def step(self, x: Tensor, state: Mamba2State | None = None) -> tuple[Tensor, Mamba2State]:
         """One step: x and y are (batch, d_model)."""

@@ -18,9 +18,11 @@ from mambakit.nn import native_stack
 from mambakit.nn.backbone import Backbone
 from mambakit.nn.block import Block
 from mambakit.nn.graphed_steps import GraphedSteps
+from mambakit.nn.joints import has_hooks, product_of_a_step
 from mambakit.nn.mamba import Mamba
 from mambakit.nn.mamba2 import Mamba2
 from mambakit.nn.mamba3 import Mamba3
+from mambakit.ops import decode
 
 
 class Stepper:
@@ -76,7 +78,8 @@ class Stepper:
             for name, parameter in tensors.items()
             if parameter is not None
         ]
-        self._bind(self._initial_state())
+        self._empty = self._initial_state()
+        self._bind(self._empty)
 
     @property
     def state(self) -> Any:
@@ -93,7 +96,7 @@ class Stepper:
 
     def reset(self) -> None:
         """Start afresh, as before the first step."""
-        self._steps.load(self._initial_state())
+        self._steps.load(self._empty)
 
     def fork(self) -> "Stepper":
         """Another stepper of the same layer, which carries on from the same state on its own."""
@@ -117,12 +120,40 @@ class Stepper:
             raise ValueError(f"x must have shape (batch_size, d_model) = {expected}, got {tuple(x.shape)}")
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError("x requires a gradient, which steps do not record: call the layer itself, or detach x")
-        if self._addresses() != self._bound_to:
-            self._check(self._steps.state)  # other parameters may have other sizes
-            self._bind(self._steps.state)
+        self._follow_parameters()
         if self.backend == "graph" and isinstance(self._steps, _LayerSteps):
             self._capture(x)
         return self._steps.step(x)
+
+    def read(self, x: Tensor) -> Tensor | None:
+        """Take the steps of a short sequence at once, where that is what costs least.
+
+        x is (batch_size, length, d_model), or tokens (batch_size, length). Returns the last y, as the last of single
+        steps would have given it. Returns None, and leaves the state as it was, where the layer had better read x: on
+        a CPU, for long sequences, and for lengths that have not come up before.
+
+        Raises ValueError for a wrong shape.
+        """
+        inner = () if self.embedding is not None else (self._d_model,)
+        if x.dim() != 2 + len(inner) or x.shape[0] != self.batch_size or x.shape[2:] != inner:
+            expected = ", ".join(map(str, (self.batch_size, "length", *inner)))
+            raise ValueError(f"x must have shape ({expected}), got {tuple(x.shape)}")
+        self._follow_parameters()
+        return self._steps.read(self._given(x)) if isinstance(self._steps, GraphedSteps) else None
+
+    def _given(self, x: Tensor) -> Tensor:
+        """x on the device of the parameters, and vectors in the dtype that the layer takes."""
+        x = x.to(next(self.layer.parameters()).device)
+        if self.embedding is None:
+            x = _as_input(self.layer, x.to(torch.promote_types(x.dtype, torch.float32)))
+        return x
+
+    def _follow_parameters(self) -> None:
+        """Take over parameters that were moved, converted or replaced."""
+        if self._addresses() != self._bound_to:
+            self._empty = self._initial_state()  # other parameters may have other sizes
+            self._check(self._steps.state)
+            self._bind(self._steps.state)
 
     def _bind(self, state: Any) -> None:
         """Choose who takes the steps, by the parameters as they are now."""
@@ -138,19 +169,39 @@ class Stepper:
         self._bound_to = self._addresses()
 
     def _whole(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Embedding, layer and head, called as a layer is."""
+        """Embedding, layer and head, called as a layer is; the last y alone."""
         if self.embedding is not None:
             x = self.embedding(x)
+        if self._norm_goes_with_head(x, state):
+            return self._by_norm_and_head(x, state)
         y, state = self.layer(_as_input(self.layer, x), state)
+        y = y[:, -1:]
         return (y if self.head is None else self.head(y.to(getattr(self.head, "weight", y).dtype))), state
+
+    def _norm_goes_with_head(self, x: Tensor, state: Any) -> bool:
+        """Whether the last norm and the head are one launch of a step on a GPU."""
+        layer, head = self.layer, self.head
+        return (
+            isinstance(layer, Backbone)
+            and head is not None
+            and type(layer) is Backbone
+            and type(layer.norm_f) is nn.RMSNorm
+            and not has_hooks(layer, layer.norm_f)
+            and product_of_a_step(head, self.batch_size, after_norm=True)
+            and decode.serves(x, tuple(tree_leaves(state)), None, self.layer.parameters())
+        )
+
+    def _by_norm_and_head(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        layer: Any = self.layer
+        head: Any = self.head
+        hidden, state = layer.mix(x, state)
+        normed = {"norm": layer.norm_f.weight, "eps": layer.norm_f.eps, "dtype": torch.float32}
+        return decode.linear(hidden[:, 0], head.weight, head.bias, **normed)[:, None], state
 
     def _capture(self, x: Tensor) -> None:
         """Let a graph take the steps from here; or leave them to the layers, and say why."""
-        x = x.to(next(self.layer.parameters()).device)
-        if self.embedding is None:
-            x = _as_input(self.layer, x.to(torch.promote_types(x.dtype, torch.float32)))
         try:
-            self._steps = GraphedSteps(self._whole, x, self._steps.state)
+            self._steps = GraphedSteps(self._whole, self._given(x), self._steps.state)
         except RuntimeError as error:
             self.backend, self.reason = "layers", str(error)
 
@@ -171,7 +222,7 @@ class Stepper:
 
     def _check(self, state: Any) -> None:
         """Raise ValueError unless `state` has the form of the layer's own, and its sizes."""
-        expected = self._initial_state()
+        expected = self._empty
         if tree_structure(state) != tree_structure(expected):
             raise ValueError(f"state must have the form {tree_structure(expected)}, got {tree_structure(state)}")
         for (path, wanted), got in zip(tree_leaves_with_path(expected), tree_leaves(state), strict=True):

@@ -5,6 +5,7 @@ result; `mambakit.ops.dispatch` says which serves which device.
 """
 
 from mambakit.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
+from mambakit.ops.cross_entropy import cross_entropy
 from mambakit.ops.linear import linear
 from mambakit.ops.mamba3_inputs import Mamba3State
 from mambakit.ops.mamba3_scan import mamba3_scan, mamba3_step
@@ -23,6 +24,7 @@ __all__ = [
     "Mamba3State",
     "causal_conv1d",
     "causal_conv1d_step",
+    "cross_entropy",
     "linear",
     "quantised_linear",
     "rms_norm",

@@ -2,8 +2,8 @@
 
 A scan works on channels (or heads) that know nothing of each other, in groups that share B and C. So models of one
 shape are more channels and more groups: `models` inputs (batch, length, dim) are one of (batch, length, models * dim),
-with A (models * dim, state) and B (batch, length, models * groups, state). The kernel sees one wide call in place of
-many narrow ones, and every model's result is what it would be alone.
+with A (models * dim, state) and B (batch, length, models * groups, state). A norm has its groups of channels likewise.
+The kernel sees one wide call in place of many narrow ones, and every model's result is what it would be alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from mambakit.ops.inputs import ConvInputs, ScanInputs, SsdInputs
+from mambakit.ops.inputs import ConvInputs, NormInputs, ScanInputs, SsdInputs
 from mambakit.ops.mamba3_inputs import RecurrenceInputs, WholeScanInputs
 
 Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
@@ -23,15 +23,18 @@ class Fold:
     """The axis of every tensor of an operation that grows with the number of models.
 
     Attributes:
-        axes: of the inputs, by name; a tensor that is not here has to be the same for all models.
+        axes: of the inputs, by name, where negative counted from the end; a tensor that is not here has to be the same
+            for all models.
         y, final_state: of the outputs; of y counted from the end.
         per_head: inputs whose axis may have size 1, shared by all heads; of many models it no longer can.
+        times: numbers among the inputs that there are for each model, such as groups along the axis.
     """
 
     axes: Mapping[str, int]
     y: int
     final_state: int
     per_head: Mapping[str, str] = field(default_factory=dict)
+    times: tuple[str, ...] = ()
 
     def folded(self, inputs: Inputs, in_dims: Sequence[int | None], models: int) -> Inputs:
         """`inputs` of `models` models, each tensor's models along the axis of `in_dims`, as those of one call."""
@@ -43,7 +46,7 @@ class Fold:
                 if dim is not None:
                     raise ValueError(f"{name} must be the same for all models of a vmap: map over it with in_dims=None")
                 continue
-            axis = self.axes[name]
+            axis = self.axes[name] % (value.dim() - (dim is not None))
             value = (
                 value.unsqueeze(axis).expand(*value.shape[:axis], models, *value.shape[axis:])
                 if dim is None
@@ -54,6 +57,7 @@ class Fold:
                     *value.shape[: axis + 1], self._heads(inputs, in_dims, name), *value.shape[axis + 2 :]
                 )
             named[name] = value.flatten(axis, axis + 1)
+        named |= {name: models * named[name] for name in self.times}
         return inputs._replace(**named)  # type: ignore[attr-defined]
 
     def _heads(self, inputs: Any, in_dims: Sequence[int | None], name: str) -> int:
@@ -82,6 +86,7 @@ FOLDS: Mapping[type, Fold] = {
         y=-2,
         final_state=1,
     ),
+    NormInputs: Fold({"x": -1, "weight": 0, "z": -1}, y=-1, final_state=0, times=("groups",)),
     RecurrenceInputs: Fold(
         {"v": 3, "k": 3, "q": 3, "log_decay": 2, "scale": 2, "gamma": 2, "initial_state": 1}, y=-2, final_state=1
     ),

@@ -23,6 +23,7 @@ from mambakit.ops.portable import selective_scan as portable
 from mambakit.ops.reference.selective_scan import selective_scan as reference
 
 _KERNELS = {"triton": triton.Kernels("selective_scan"), "cpu": cpu, "portable": portable}
+_STEP = triton.Kernels("selective_scan_step")
 
 
 def selective_scan(
@@ -96,6 +97,16 @@ def selective_scan_step(
 
     u, delta, z and y are (batch, dim); B and C (batch, [groups,] state); the rest is as in `selective_scan`.
     """
+    if u.is_cuda or backend == "triton":  # one launch, and none of the checks and casts of a whole sequence
+        B_row, C_row = (t[:, None, None] if t.dim() == 2 else t[:, None] for t in (B, C))
+        z_row = None if z is None else z[:, None]
+        others = (D, z_row, delta_bias, state, None, delta_softplus)
+        inputs = ScanInputs(u[:, None], delta[:, None], A, B_row, C_row, *others)
+        if operator.runs_plainly(inputs) and dispatch.accumulation_dtype(*inputs[:9]) == torch.float32:
+            _check(inputs)
+            if dispatch.choose(u.device, backend, (*_KERNELS, "reference"), _refusal_of(inputs)) == "triton":
+                y, final_state = _STEP.single_step(inputs)
+                return y[:, 0], final_state
     y, final_state = selective_scan(
         u[:, None],
         delta[:, None],

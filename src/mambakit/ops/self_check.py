@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mambakit.ops import dispatch
 from mambakit.ops.causal_conv1d import causal_conv1d
+from mambakit.ops.cross_entropy import cross_entropy
 from mambakit.ops.mamba3_inputs import Mamba3State
 from mambakit.ops.mamba3_scan import mamba3_scan
 from mambakit.ops.rms_norm import gated_rms_norm
@@ -141,10 +142,18 @@ def _norm(backend: str, device: str, generator: torch.Generator) -> tuple[Tensor
     return _with_gradients(run, leaves)
 
 
+def _cross_entropy(backend: str, device: str, generator: torch.Generator) -> tuple[Tensor, ...]:
+    logits = torch.randn(70, 300, generator=generator).to(device).requires_grad_()
+    targets = torch.randint(300, (70,), generator=generator).to(device)
+    loss = cross_entropy(logits, targets, backend=backend)
+    return loss.detach(), *torch.autograd.grad(loss, logits)
+
+
 _OPERATIONS = {
     "selective_scan": _scan,
     "causal_conv1d": _convolution,
     "ssd": _ssd,
     "mamba3_scan": _mamba3,
     "gated_rms_norm": _norm,
+    "cross_entropy": _cross_entropy,
 }

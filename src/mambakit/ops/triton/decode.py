@@ -1,27 +1,43 @@
 """One token through what lies between the projections of a mixer, in as few launches as there are sums over channels.
 
-Mamba-1: the convolution, which reads its weights in the dtype that they have, and after x_proj one kernel for the rest:
+The convolution is a kernel of its own where it does not end the in-projection (`decode_linear`). The scan of Mamba-1
+takes dt_proj with it:
 
     dt = softplus(dt_proj low + dt_bias),  h' = exp(-exp(A_log) dt) h + dt B u,  y = (C h' + D u) silu(z)
 
-Mamba-2: one kernel convolves x, B and C and steps the state. The state of a scan
-may be written over the one that is read; that of a convolution is read by several programs and may not.
+States may be written over those that are read. Kernels that run in a graph may start before the one in front has ended,
+as `decode_linear` says.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mambakit.ops.triton.decode_linear import convolved, silu, wait_for_the_kernel_in_front
 from mambakit.ops.triton.launch import on_device_of, power_of_two
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, y: Tensor, after: Tensor) -> None:
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, y: Tensor, after: Tensor, early: bool
+) -> None:
     """Fill y and the inputs kept for the next step; see `mambakit.ops.decode.convolution`."""
     batch, channels = x.shape
     block = 256
     with on_device_of(x):
-        _convolution[(batch, triton.cdiv(channels, block))](
-            x, weight, bias, state, y, after, x.stride(0), channels, WIDTH=weight.shape[1], BLOCK=block, num_warps=2
+        _convolution[(triton.cdiv(channels, block), batch)](
+            x,
+            weight,
+            bias,
+            state,
+            y,
+            after,
+            x.stride(0),
+            channels,
+            TAPS=weight.shape[1],
+            BLOCK=block,
+            EARLY=early,
+            num_warps=2,
+            launch_pdl=early,
         )
 
 
@@ -36,13 +52,14 @@ def mamba_scan(
     state: Tensor,
     y: Tensor,
     after: Tensor,
+    early: bool,
 ) -> None:
     """Fill y and the state after the step; see `mambakit.ops.decode.mamba_scan`."""
-    batch, dim = u.shape
+    rows, dim = u.shape
     rank, size = dt_weight.shape[1], A_log.shape[1]
-    block = 32 if batch * dim < 1 << 15 else 128
+    block = 16 if rows * dim < 1 << 14 else 64
     with on_device_of(u):
-        _mamba_scan[(batch, triton.cdiv(dim, block))](
+        _mamba_scan[(triton.cdiv(dim, block), rows)](
             u,
             projected,
             dt_weight,
@@ -62,27 +79,26 @@ def mamba_scan(
             RANK_BLOCK=power_of_two(rank),
             STATE_BLOCK=power_of_two(size),
             BLOCK=block,
-            num_warps=4,
+            EARLY=early,
+            num_warps=4 if block * power_of_two(size) >= 256 else 1,
+            launch_pdl=early,
         )
 
 
 def mamba2_scan(
     xBC: Tensor,
     dt: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
     A_log: Tensor,
     D: Tensor,
     z: Tensor | None,
     dt_bias: Tensor,
     dt_limit: tuple[float, float],
-    conv: Tensor,
     state: Tensor,
     y: Tensor,
-    conv_after: Tensor,
     after: Tensor,
+    early: bool,
 ) -> None:
-    """Fill y and both states after the step; see `mambakit.ops.decode.mamba2_scan`."""
+    """Fill y and the state after the step; see `mambakit.ops.decode.mamba2_scan`."""
     batch, heads, headdim, size = state.shape
     groups = (xBC.shape[1] - heads * headdim) // (2 * size)
     rows = min(16, power_of_two(headdim))
@@ -90,16 +106,12 @@ def mamba2_scan(
         _mamba2_scan[(batch, heads, triton.cdiv(headdim, rows))](
             xBC,
             dt,
-            weight,
-            bias,
             A_log,
             D,
             z,
             dt_bias,
-            conv,
             state,
             y,
-            conv_after,
             after,
             xBC.stride(0),
             dt.stride(0),
@@ -109,12 +121,13 @@ def mamba2_scan(
             D.stride(0),
             D.stride(1),
             *dt_limit,
-            WIDTH=weight.shape[1],
             HEADDIM=headdim,
             STATE=size,
             STATE_BLOCK=power_of_two(size),
             BLOCK=rows,
+            EARLY=early,
             num_warps=4,
+            launch_pdl=early,
         )
 
 
@@ -125,7 +138,32 @@ def _softplus(value):
     return tl.where(value > 20.0, value, tl.where(e < 0.01, small, tl.log(1.0 + e)))
 
 
-@triton.jit(do_not_specialize=["u_row", "projected_row", "z_row"])
+@triton.jit
+def _convolution(
+    x,
+    weight,
+    bias,
+    state,
+    y,
+    after,
+    x_row,
+    channels,
+    TAPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    row = tl.program_id(1).to(tl.int64)
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < channels
+    state += row * (TAPS - 1) * channels
+    after += row * (TAPS - 1) * channels
+    wait_for_the_kernel_in_front(EARLY)
+    now = tl.load(x + row * x_row + channel, mask=inside, other=0.0)
+    value = convolved(now, weight, bias, state, after, channel, inside, channels, TAPS)
+    tl.store(y + row * channels + channel, value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _mamba_scan(
     u,
     projected,
@@ -146,75 +184,46 @@ def _mamba_scan(
     RANK_BLOCK: tl.constexpr,
     STATE_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(1).to(tl.int64)
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < dim
     r, n = tl.arange(0, RANK_BLOCK), tl.arange(0, STATE_BLOCK)
-    projected += row * projected_row
-    low = tl.load(projected + r, mask=r < RANK, other=0.0).to(tl.float32)
+    there = inside[:, None] & (n < STATE)[None, :]
+    at = channel[:, None] * STATE + n[None, :]
     taps = tl.load(
         dt_weight + channel[:, None] * RANK + r[None, :], mask=inside[:, None] & (r < RANK)[None, :], other=0.0
     )
-    dt = tl.sum(taps.to(tl.float32) * low[None, :], axis=1)
-    dt = _softplus(dt + tl.load(dt_bias + channel, mask=inside, other=0.0))
+    rate = tl.exp(tl.load(A_log + at, mask=there, other=0.0))
+    step_bias = tl.load(dt_bias + channel, mask=inside, other=0.0)
+    skip = tl.load(D + channel, mask=inside, other=0.0)
+    h = tl.load(state + row * dim * STATE + at, mask=there, other=0.0)  # which in a graph this kernel alone writes
+    wait_for_the_kernel_in_front(EARLY)
+    projected += row * projected_row
+    low = tl.load(projected + r, mask=r < RANK, other=0.0).to(tl.float32)
     B = tl.load(projected + RANK + n, mask=n < STATE, other=0.0).to(tl.float32)
     C = tl.load(projected + RANK + STATE + n, mask=n < STATE, other=0.0).to(tl.float32)
-    there = inside[:, None] & (n < STATE)[None, :]
-    at = channel[:, None] * STATE + n[None, :]
-    rate = tl.exp(tl.load(A_log + at, mask=there, other=0.0))
     value = tl.load(u + row * u_row + channel, mask=inside, other=0.0).to(tl.float32)
-    h = tl.load(state + row * dim * STATE + at, mask=there, other=0.0)
-    h = tl.exp(-rate * dt[:, None]) * h + (dt * value)[:, None] * B[None, :]
-    tl.store(after + row * dim * STATE + at, h, mask=there)
-    out = tl.sum(h * C[None, :], axis=1) + tl.load(D + channel, mask=inside, other=0.0) * value
     gate = tl.load(z + row * z_row + channel, mask=inside, other=0.0).to(tl.float32)
-    out *= gate / (1.0 + tl.exp(-gate))
+    dt = _softplus(tl.sum(taps.to(tl.float32) * low[None, :], axis=1) + step_bias)
+    h = tl.exp(-rate * dt[:, None]) * h + (dt * value)[:, None] * B[None, :]
+    out = (tl.sum(h * C[None, :], axis=1) + skip * value) * silu(gate)
     tl.store(y + row * dim + channel, out.to(y.dtype.element_ty), mask=inside)
+    tl.debug_barrier()  # `after` may be `state`
+    tl.store(after + row * dim * STATE + at, h, mask=there)
 
 
-@triton.jit
-def _convolved(xBC, weight, bias, conv, conv_after, channel, inside, first, channels, WIDTH: tl.constexpr):
-    """silu of the convolution at some channels; the inputs kept for the next step are written where `first`."""
-    now = tl.load(xBC + channel, mask=inside, other=0.0)
-    value = tl.load(weight + channel * WIDTH + (WIDTH - 1), mask=inside, other=0.0).to(tl.float32) * now.to(tl.float32)
-    if bias is not None:
-        value += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    for k in tl.static_range(WIDTH - 1):
-        before = tl.load(conv + k * channels + channel, mask=inside, other=0.0)
-        value += tl.load(weight + channel * WIDTH + k, mask=inside, other=0.0).to(tl.float32) * before.to(tl.float32)
-        if k > 0:
-            tl.store(conv_after + (k - 1) * channels + channel, before, mask=inside & first)
-    if WIDTH > 1:
-        tl.store(conv_after + (WIDTH - 2) * channels + channel, now, mask=inside & first)
-    return value / (1.0 + tl.exp(-value))
-
-
-@triton.jit(do_not_specialize=["x_row"])
-def _convolution(x, weight, bias, state, y, after, x_row, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < channels
-    state += row * (WIDTH - 1) * channels
-    after += row * (WIDTH - 1) * channels
-    value = _convolved(x + row * x_row, weight, bias, state, after, channel, inside, True, channels, WIDTH)
-    tl.store(y + row * channels + channel, value.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["xBC_row", "dt_row", "z_row", "heads", "groups", "dt_min", "dt_max"])
+@triton.jit(do_not_specialize=["heads", "groups", "dt_min", "dt_max"])
 def _mamba2_scan(
     xBC,
     dt,
-    weight,
-    bias,
     A_log,
     D,
     z,
     dt_bias,
-    conv,
     state,
     y,
-    conv_after,
     after,
     xBC_row,
     dt_row,
@@ -225,11 +234,11 @@ def _mamba2_scan(
     D_row,
     dt_min,
     dt_max,
-    WIDTH: tl.constexpr,
     HEADDIM: tl.constexpr,
     STATE: tl.constexpr,
     STATE_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     p, n = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, STATE_BLOCK)
@@ -237,28 +246,24 @@ def _mamba2_scan(
     share = heads // groups  # heads of a group
     group = head // share
     dim = heads * HEADDIM
-    channels = dim + 2 * groups * STATE
     xBC += row * xBC_row
-    conv += row * (WIDTH - 1) * channels
-    conv_after += row * (WIDTH - 1) * channels
-    leads = (head % share == 0) & (tl.program_id(2) == 0)
     at = head * HEADDIM + p
-    u = _convolved(xBC, weight, bias, conv, conv_after, at, own, True, channels, WIDTH)
-    B = dim + group * STATE + n
-    B = _convolved(xBC, weight, bias, conv, conv_after, B, shared, leads, channels, WIDTH)
-    C = dim + (groups + group) * STATE + n
-    C = _convolved(xBC, weight, bias, conv, conv_after, C, shared, leads, channels, WIDTH)
-
-    step = _softplus(tl.load(dt + row * dt_row + head).to(tl.float32) + tl.load(dt_bias + head))
-    step = tl.minimum(tl.maximum(step, dt_min), dt_max)
-    decay = tl.exp(-tl.exp(tl.load(A_log + head)) * step)
     there = own[:, None] & shared[None, :]
     place = ((row * heads + head) * HEADDIM + p[:, None]) * STATE + n[None, :]
-    h = tl.load(state + place, mask=there, other=0.0)
-    h = decay * h + (step * u)[:, None] * B[None, :]
-    tl.store(after + place, h, mask=there)
-    out = tl.sum(h * C[None, :], axis=1) + tl.load(D + head * D_head + p * D_row, mask=own, other=0.0) * u
+    rate = -tl.exp(tl.load(A_log + head))
+    step_bias = tl.load(dt_bias + head)
+    skip = tl.load(D + head * D_head + p * D_row, mask=own, other=0.0)
+    h = tl.load(state + place, mask=there, other=0.0)  # which in a graph this kernel alone writes
+    wait_for_the_kernel_in_front(EARLY)
+    u = tl.load(xBC + at, mask=own, other=0.0).to(tl.float32)
+    B = tl.load(xBC + dim + group * STATE + n, mask=shared, other=0.0).to(tl.float32)
+    C = tl.load(xBC + dim + (groups + group) * STATE + n, mask=shared, other=0.0).to(tl.float32)
+    step = _softplus(tl.load(dt + row * dt_row + head).to(tl.float32) + step_bias)
+    step = tl.minimum(tl.maximum(step, dt_min), dt_max)
+    h = tl.exp(rate * step) * h + (step * u)[:, None] * B[None, :]
+    out = tl.sum(h * C[None, :], axis=1) + skip * u
     if z is not None:
-        gate = tl.load(z + row * z_row + at, mask=own, other=0.0).to(tl.float32)
-        out *= gate / (1.0 + tl.exp(-gate))
+        out *= silu(tl.load(z + row * z_row + at, mask=own, other=0.0).to(tl.float32))
     tl.store(y + row * dim + at, out.to(y.dtype.element_ty), mask=own)
+    tl.debug_barrier()  # `after` may be `state`
+    tl.store(after + place, h, mask=there)

@@ -1,18 +1,33 @@
-"""One step of the selective scan in one launch, for decoding."""
+"""One step of the selective scan in one launch, for decoding. The tensors are taken in the dtypes that they have."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mambakit.ops import dispatch
 from mambakit.ops.inputs import ScanInputs
+from mambakit.ops.triton.launch import on_device_of
 from mambakit.ops.triton.selective_scan_steps import LOG2_E, sigmoid, step_size
 
 _ELEMENTS = 1024  # of a state that a program updates: eight of each lane
 
 
+def single_step(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """y (batch, 1, dim) and the state after `inputs.initial_state`, of inputs with a length of one."""
+    u, delta, A, B, C, _, z, *_ = inputs
+    y = u.new_empty(u.shape, dtype=dispatch.common_dtype(u, delta, B, C, z))
+    final_state = A.new_empty(u.shape[0], *A.shape, dtype=torch.float32)
+    if y.numel():
+        with on_device_of(u):
+            step(inputs, y, final_state)
+    return y, final_state
+
+
 def step(inputs: ScanInputs, y: Tensor, final_state: Tensor) -> None:
     """`mambakit.ops.triton.selective_scan.forward` where the length is one."""
     u, delta, A, B, C, D, z, bias, initial, _, softplus = inputs
+    D, bias = (None if t is None else t.contiguous() for t in (D, bias))
     batch, _, dim = u.shape
     groups, state = B.shape[2:]
     padded = triton.next_power_of_2(max(state, 1))
@@ -44,20 +59,20 @@ def _step(
     at = channel[:, None]
     group = (channel // share)[:, None]
     x = tl.load(u + batch * u_batch + channel * u_dim, mask=present, other=0.0).to(tl.float32)
-    bias = tl.load(delta_bias + channel, mask=present, other=0.0) if BIAS else 0.0
+    bias = tl.load(delta_bias + channel, mask=present, other=0.0).to(tl.float32) if BIAS else 0.0
     dt = step_size(tl.load(delta + batch * delta_batch + channel * delta_dim, mask=present, other=0.0), bias, SOFTPLUS)
-    rate = tl.load(A + at * A_dim + n * A_state, mask=both, other=0.0) * LOG2_E
+    rate = tl.load(A + at * A_dim + n * A_state, mask=both, other=0.0).to(tl.float32) * LOG2_E
     b = tl.load(B + batch * B_batch + group * B_group + n * B_state, mask=both, other=0.0).to(tl.float32)
     c = tl.load(C + batch * C_batch + group * C_group + n * C_state, mask=both, other=0.0).to(tl.float32)
     h = (dt * x)[:, None] * b
     if INITIAL:
         h += tl.exp2(dt[:, None] * rate) * tl.load(
             initial + batch * h_batch + at * h_dim + n * h_state, mask=both, other=0.0
-        )
+        ).to(tl.float32)
     tl.store(final + (batch * dim + at) * N + n, h, mask=both)
     out = tl.sum(h * c, axis=1)
     if SKIP:
-        out += tl.load(D + channel, mask=present, other=0.0) * x
+        out += tl.load(D + channel, mask=present, other=0.0).to(tl.float32) * x
     if GATE:
         gate = tl.load(z + batch * z_batch + channel * z_dim, mask=present, other=0.0).to(tl.float32)
         out *= gate * sigmoid(gate)
