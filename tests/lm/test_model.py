@@ -13,14 +13,26 @@ from mambakit.lm import StateCache
 ATOL = 1e-5
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params"])
+def test_the_cache_goes_by_each_of_its_names(name: str) -> None:
+    model, prompt, more = model_of("mamba2"), tokens(2, 5), tokens(2, 3)
+    output = model(prompt)
+    cache = getattr(output, name)
+    assert cache is output["cache"]
+    expected = model(torch.cat([prompt, more], dim=1)).logits[:, 5:]
+    torch.testing.assert_close(model(more, **{name: cache.fork()}).logits, expected, atol=ATOL, rtol=1e-4)
+    with pytest.raises(ValueError, match="are one argument"):
+        model(more, cache=cache, past_key_values=cache, cache_params=cache)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunks_that_carry_the_cache_give_the_logits_of_the_whole(family: str) -> None:
     model, prompt = model_of(family), tokens(2, 12)
     whole, cache, parts = model(prompt, use_cache=False), None, []
-    assert whole.past_key_values is None
+    assert whole.cache is None
     for chunk in prompt.split([5, 1, 6], dim=1):
-        output = model(chunk, past_key_values=cache)
-        cache, parts = output.past_key_values, [*parts, output.logits]
+        output = model(chunk, cache=cache)
+        cache, parts = output.cache, [*parts, output.logits]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole.logits, atol=ATOL, rtol=1e-4)
     assert cache.get_seq_length() == 12
 

@@ -1,9 +1,9 @@
 """What a language model has read so far: the states of its layers, to carry on from, store, restore and fork.
 
     output = model(prompt)                        reads a prompt
-    cache = output.past_key_values
-    model(more, past_key_values=cache.fork())     one way to go on
-    model(other, past_key_values=cache.fork())    another
+    cache = output.cache
+    model(more, cache=cache.fork())     one way to go on
+    model(other, cache=cache.fork())    another
 
 Calls that carry a cache on replace its states and never change them in place, so a fork costs nothing.
 """
@@ -131,7 +131,7 @@ def check_batch(state: tuple[Any, ...], batch: int) -> None:
     """Raise ValueError unless the state is of `batch` rows."""
     rows = {part.shape[0] for part in tree_leaves_of(state)}
     if rows != {batch}:
-        raise ValueError(f"past_key_values holds {max(rows)} rows, but the batch has {batch}")
+        raise ValueError(f"cache holds {max(rows)} rows, but the batch has {batch}")
 
 
 def tree_leaves_of(state: tuple[Any, ...]) -> list[Tensor]:

@@ -97,8 +97,8 @@ def evaluate(
                 begin = max(first, low - context // 2)
                 high, cache = min(begin + context, last - 1), None
             ids = torch.from_numpy(stream.tokens[begin : high + 1].astype(np.int64)).to(model.device)
-            output = model(ids[None, :-1], past_key_values=cache, use_cache=context is None)
-            cache = output.past_key_values
+            output = model(ids[None, :-1], cache=cache, use_cache=context is None)
+            cache = output.cache
             new = low - begin
             nats += float(F.cross_entropy(output.logits[0, new:], ids[1 + new :], reduction="sum"))
             predicted += high - low

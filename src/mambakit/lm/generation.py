@@ -127,11 +127,11 @@ class Decoder:
             output = self.model(
                 input_ids[:, part],
                 attention_mask=None if attention_mask is None else attention_mask[:, part],
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-        self.load(output.past_key_values)
+        self.load(output.cache)
         self.logits = output.logits[:, -1]
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ Projections are called as modules, in training as in inference, so that an adapt
 Parameters have the names of transformers' Mamba.
 """
 
+import inspect
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,47 +28,60 @@ from mambakit.lm.pretrained import MambaPreTrainedModel
 from mambakit.nn import Backbone, Stepper
 from mambakit.nn.linear import Linear
 
+_NAMES_OF_CACHE = ("cache", "past_key_values", "cache_params")
+_NAME_IN_GENERATE = (  # from transformers 5.24 on, and before
+    "cache"
+    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
+
+
+class _WithCache(ModelOutput):
+    """An output whose `cache` goes by its older names too: transformers knew it as `past_key_values` before 5.24."""
+
+    cache: StateCache | None
+
+    @property
+    def past_key_values(self) -> StateCache | None:
+        """`cache`."""
+        return self.cache
+
+    @property
+    def cache_params(self) -> StateCache | None:
+        """`cache`."""
+        return self.cache
+
 
 @dataclass
-class MambaOutput(ModelOutput):
+class MambaOutput(_WithCache):
     """What MambaModel returns.
 
     Attributes:
         last_hidden_state: (batch, length, hidden_size), zero for padding.
-        past_key_values: the state, to carry on from; also called `cache_params`.
+        cache: the state, to carry on from; also called `past_key_values` and `cache_params`.
         hidden_states: what each block gave and, last, the final norm, if asked for.
     """
 
     last_hidden_state: Tensor | None = None
-    past_key_values: StateCache | None = None
+    cache: StateCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-
-    @property
-    def cache_params(self) -> StateCache | None:
-        """`past_key_values` by the name that transformers' Mamba gives it."""
-        return self.past_key_values
 
 
 @dataclass
-class MambaCausalLMOutput(ModelOutput):
+class MambaCausalLMOutput(_WithCache):
     """What MambaForCausalLM returns.
 
     Attributes:
         loss: the mean negative log-likelihood in nats of the labels, if there are any.
         logits: (batch, length, vocab_size) in float32; beside a loss in the dtype of the head, for a copy in float32
             is the largest tensor of a training step.
-        past_key_values, hidden_states: as in MambaOutput.
+        cache, hidden_states: as in MambaOutput.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: StateCache | None = None
+    cache: StateCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-
-    @property
-    def cache_params(self) -> StateCache | None:
-        """`past_key_values` by the name that transformers' Mamba gives it."""
-        return self.past_key_values
 
 
 class MambaModel(MambaPreTrainedModel):
@@ -129,6 +143,7 @@ class MambaModel(MambaPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        cache: StateCache | None = None,
         past_key_values: StateCache | None = None,
         cache_params: StateCache | None = None,
         position_ids: Tensor | None = None,
@@ -144,7 +159,8 @@ class MambaModel(MambaPreTrainedModel):
             input_ids: (batch, length); or inputs_embeds, (batch, length, hidden_size).
             attention_mask: (batch, length) or (batch, past + length), 0 for padding, on whichever side: a padded
                 position leaves every state untouched.
-            past_key_values: what an earlier call returned, to carry on from; `cache_params` is another name.
+            cache: what an earlier call returned, to carry on from; `past_key_values` and `cache_params` are its other
+                names, of which one may be given.
             position_ids: (batch, length), 0 where a new document starts.
             cu_seqlens: (documents + 1,), their bounds in a batch of one row.
             use_cache: whether to return the state; None: as configured in eval mode, not in training.
@@ -158,7 +174,7 @@ class MambaModel(MambaPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, one of them")
         cu_seqlens = _document_bounds(cu_seqlens, kwargs)
-        cache = past_key_values if past_key_values is not None else cache_params
+        cache = _by_any_name(cache=cache, past_key_values=past_key_values, cache_params=cache_params)
         hidden = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         hidden = F.dropout(hidden, self.config.dropout, self.training)
         packing = packing_of(
@@ -248,6 +264,7 @@ class MambaForCausalLM(MambaPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        cache: StateCache | None = None,
         past_key_values: StateCache | None = None,
         cache_params: StateCache | None = None,
         position_ids: Tensor | None = None,
@@ -277,8 +294,7 @@ class MambaForCausalLM(MambaPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
-            cache_params=cache_params,
+            cache=_by_any_name(cache=cache, past_key_values=past_key_values, cache_params=cache_params),
             position_ids=position_ids,
             cu_seqlens=cu_seqlens,
             use_cache=use_cache,
@@ -303,13 +319,15 @@ class MambaForCausalLM(MambaPreTrainedModel, GenerationMixin):
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
             )
-        output = MambaCausalLMOutput(loss, logits, outputs.past_key_values, outputs.hidden_states)
+        output = MambaCausalLMOutput(loss, logits, outputs.cache, outputs.hidden_states)
         return output if return_dict is None or return_dict else output.to_tuple()
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What `generate` calls the model with."""
         kwargs.pop("tokenizer", None)  # that of stop_strings, which it leaves among the model's arguments
-        return super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        inherited: Any = super()
+        prepared: dict[str, Any] = inherited.prepare_inputs_for_generation(*args, **kwargs)
+        return prepared
 
     def _prepare_cache_for_generation(  # type: ignore[override]  # what it stands in for returns nothing either
         self,
@@ -324,11 +342,27 @@ class MambaForCausalLM(MambaPreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"cache_implementation={generation_config.cache_implementation!r} is one of attention: leave it out"
             )
-        given = model_kwargs.pop("cache_params", None)
-        if model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = given
-        if model_kwargs["past_key_values"] is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = StateCache()
+        cache = _by_any_name(**{name: model_kwargs.pop(name, None) for name in _NAMES_OF_CACHE})
+        if cache is None and generation_config.use_cache is not False:
+            cache = StateCache()
+        model_kwargs[_NAME_IN_GENERATE] = cache
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Carry the cache on by the name that this release of transformers has for it."""
+        inherited: Any = super()
+        updated: dict[str, Any] = inherited._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        updated[_NAME_IN_GENERATE] = outputs.get("cache")
+        return updated
+
+
+def _by_any_name(**given: StateCache | None) -> StateCache | None:
+    """The cache by whichever of its names; ValueError for two of them."""
+    named = {name: cache for name, cache in given.items() if cache is not None}
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} are one argument: give one of them")
+    return next(iter(named.values()), None)
 
 
 def _document_bounds(cu_seqlens: Tensor | None, named_by_collators: dict[str, Any]) -> Tensor | None:
