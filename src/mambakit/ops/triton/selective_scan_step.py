@@ -5,29 +5,36 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.ops.inputs import ScanInputs
+from mambakit.ops.triton.launch import Kernel, ceil_div, power_of_two
 from mambakit.ops.triton.selective_scan_steps import LOG2_E, sigmoid, step_size
 
 _ELEMENTS = 1024  # of a state that a program updates: eight of each lane
 
 
 def step(inputs: ScanInputs, y: Tensor, final_state: Tensor) -> None:
-    """`mambakit.ops.triton.selective_scan.forward` where the length is one."""
+    """`mambakit.ops.triton.selective_scan.forward` where the length is one; the inputs may go without its axis."""
     u, delta, A, B, C, D, z, bias, initial, _, softplus = inputs
-    batch, _, dim = u.shape
-    groups, state = B.shape[2:]
-    padded = triton.next_power_of_2(max(state, 1))
-    block = min(max(_ELEMENTS // padded, 1), triton.next_power_of_2(dim))
-    _step[batch, triton.cdiv(dim, block)](
+    batch, dim = u.shape[0], u.shape[-1]
+    groups, state = groups_and_state(u, B)
+    padded = power_of_two(max(state, 1))
+    block = min(max(_ELEMENTS // padded, 1), power_of_two(dim))
+    _step[batch, ceil_div(dim, block)](
         u, delta, A, B, C, D, z, bias, initial, y, final_state, dim, dim // groups,
-        u.stride(0), u.stride(2), delta.stride(0), delta.stride(2), *A.stride(),
-        B.stride(0), B.stride(2), B.stride(3), C.stride(0), C.stride(2), C.stride(3),
-        *((z.stride(0), z.stride(2)) if z is not None else (0, 0)),
+        u.stride(0), u.stride(-1), delta.stride(0), delta.stride(-1), *A.stride(),
+        B.stride(0), B.stride(-2), B.stride(-1), C.stride(0), C.stride(-2), C.stride(-1),
+        *((z.stride(0), z.stride(-1)) if z is not None else (0, 0)),
         *(initial.stride() if initial is not None else (0, 0, 0)),
         N=state, PADDED=padded, BLOCK=block, SOFTPLUS=softplus, INITIAL=initial is not None,
         BIAS=bias is not None, SKIP=D is not None, GATE=z is not None, num_warps=4,
     )  # fmt: skip
 
 
+def groups_and_state(u: Tensor, B: Tensor) -> tuple[int, int]:
+    """The groups and the state of B (batch, [length,] [groups,] state), whose length has an axis if that of u has."""
+    return 1 if B.dim() == u.dim() else B.shape[-2], B.shape[-1]
+
+
+@Kernel
 @triton.jit(do_not_specialize=["u_batch", "delta_batch", "B_batch", "C_batch", "z_batch", "h_batch"])
 def _step(
     u, delta, A, B, C, D, z, delta_bias, initial, y, final, dim, share,
