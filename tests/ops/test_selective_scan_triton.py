@@ -17,7 +17,17 @@ def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     from mambakit.ops.triton import selective_scan as kernels
 
     usual = kernels.plan
-    monkeypatch.setattr(kernels, "plan", lambda *shape: usual(*shape)._replace(size=16, backward_size=32))
+    monkeypatch.setattr(kernels, "plan", lambda *shape: usual(*shape)._replace(size=16, backward_size=32, split=0))
+
+
+@pytest.fixture(params=[2, 16])
+def lanes_that_share(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """So many lanes share the states of a channel, as they do where there are many channels."""
+    from mambakit.ops.triton import selective_scan as kernels
+
+    usual = kernels.plan
+    monkeypatch.setattr(kernels, "plan", lambda *shape: usual(*shape)._replace(split=request.param))
+    return int(request.param)
 
 
 @pytest.mark.parametrize("length", [1, 16, 33])
@@ -29,6 +39,19 @@ def test_one_segment_agrees(length: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_many_segments_agree(dtype: torch.dtype) -> None:
     assert_backend_agrees(scan, make(1, 50, 3, 2, dtype=dtype), "triton", dtype)
+
+
+@pytest.mark.parametrize(("length", "dtype"), [(2, torch.float32), (19, torch.bfloat16)])
+def test_states_shared_by_lanes_agree(lanes_that_share: int, length: int, dtype: torch.dtype) -> None:
+    assert_backend_agrees(scan, make(2, length, 9, max(lanes_that_share, 8), dtype=dtype), "triton", dtype)
+
+
+def test_states_shared_by_lanes_agree_in_groups(lanes_that_share: int) -> None:
+    assert_backend_agrees(scan, make(1, 9, 18, lanes_that_share, groups=2), "triton", torch.float32)
+
+
+def test_bare_scan_of_shared_states_agrees(lanes_that_share: int) -> None:
+    assert_backend_agrees(scan, make(1, 9, 3, lanes_that_share, optional=False), "triton", torch.float32)
 
 
 @pytest.mark.usefixtures("short_segments")

@@ -116,14 +116,13 @@ def _check(inputs: ConvInputs) -> None:
 
 def _with_common_dtypes(inputs: ConvInputs) -> ConvInputs:
     """weight and bias in the dtype of sums; the state in that of x."""
+    x, weight, bias, initial_state, cu_seqlens, silu = inputs
     wide = dispatch.accumulation_dtype(*inputs[:4])
-    narrow = wide if wide == torch.float64 else inputs.x.dtype
-    return inputs._replace(
-        x=inputs.x.to(narrow),
-        weight=inputs.weight.to(wide),
-        bias=dispatch.cast(inputs.bias, wide),
-        initial_state=dispatch.cast(inputs.initial_state, narrow),
-    )
+    narrow = wide if wide == torch.float64 else x.dtype
+    cast = dispatch.cast
+    return ConvInputs(
+        cast(x, narrow), cast(weight, wide), cast(bias, wide), cast(initial_state, narrow), cu_seqlens, silu
+    )  # fmt: skip
 
 
 def _outputs(inputs: ConvInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:

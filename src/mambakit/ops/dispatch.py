@@ -23,6 +23,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from typing import overload
 
 import torch
 
@@ -94,18 +95,25 @@ def check_shape(name: str, tensor: torch.Tensor | None, expected: tuple[int, ...
 
 def accumulation_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     """float64 where any input is float64, else float32: the dtype of states, of A, and of every sum."""
-    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if wide else torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype is torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def common_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     """The dtype to which all of the tensors promote."""
-    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors if tensor is not None))
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+    return dtypes.pop() if len(dtypes) == 1 else functools.reduce(torch.promote_types, dtypes)
 
 
+@overload
+def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor: ...
+@overload
+def cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None: ...
 def cast(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
     """`tensor` in `dtype`; None stays None."""
-    return None if tensor is None else tensor.to(dtype)
+    return tensor if tensor is None or tensor.dtype is dtype else tensor.to(dtype)
 
 
 @functools.cache

@@ -15,8 +15,8 @@ class ScanInputs(NamedTuple):
     u: Tensor  # (batch, length, dim)
     delta: Tensor  # (batch, length, dim)
     A: Tensor  # (dim, state)
-    B: Tensor  # (batch, length, groups, state)
-    C: Tensor  # (batch, length, groups, state)
+    B: Tensor  # (batch, length, groups, state); for the GPU's kernels one group may go without its axis
+    C: Tensor  # (batch, length, groups, state), likewise
     D: Tensor | None  # (dim,)
     z: Tensor | None  # (batch, length, dim)
     delta_bias: Tensor | None  # (dim,)

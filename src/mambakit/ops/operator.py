@@ -6,7 +6,8 @@ An operation is a NamedTuple of its inputs, a function that allocates its output
     backward(inputs, kept, grad_y, grad_final_state, grads)    fills `grads`, the inputs' NamedTuple with a tensor for
                                                     every differentiable input that was given and None elsewhere
 
-where `kept` is what the forward leaves for the backward. `register` makes of these the torch operators
+where `kept` is what the forward leaves for the backward. A backend that sets ABSENT_GRADIENTS takes None for the
+gradient of a final state that nothing depends on; the others get zeros. `register` makes of these the torch operators
 `mambakit::<name>` and `mambakit::<name>_backward`, so that torch.compile and torch.export see the operation whole.
 Under torch.vmap one that `mambakit.ops.folding` knows runs once for all models; gradients are taken outside of it.
 """
@@ -26,6 +27,8 @@ from mambakit.ops.folding import FOLDS, unfolded
 Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
 
 _NOT_DIFFERENTIABLE = {"cu_seqlens"}
+_AS_IT_IS = contextlib.nullcontext()
+_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 _SCALARS = {bool: "bool", int: "SymInt", float: "float", str: "str"}
 
 
@@ -49,38 +52,48 @@ def register(
     make: Callable[..., Inputs] = inputs_type
     hints = get_type_hints(inputs_type)
     count = len(hints)
+    is_tensor = [_is_tensor(hint) for hint in hints.values()]
+    tensor_places = [place for place, tensor in enumerate(is_tensor) if tensor]
+    scalar_places = [place for place, tensor in enumerate(is_tensor) if not tensor]
     differentiable = [field for field, hint in hints.items() if _is_tensor(hint) and field not in _NOT_DIFFERENTIABLE]
+    gradient_places = [place for place, field in enumerate(hints) if field in differentiable]
     arguments = ", ".join(f"{_schema_type(hint)} {field}" for field, hint in hints.items())
     kept_arguments = "".join(f", Tensor kept_{i}" for i in range(kept))
 
+    def results(inputs: Inputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
+        filled = outputs(inputs, keep, backend)
+        with _as_given(filled[0]):
+            backends[backend].forward(inputs, *filled)
+        return filled
+
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        inputs, keep, backend = make(*args[:count]), args[count], args[count + 1]
-        result = outputs(inputs, keep, backend)
-        with _as_given(result[0]):
-            backends[backend].forward(inputs, *result)
-        return result
+        return results(make(*args[:count]), args[count], args[count + 1])
 
     def fake_forward(*args: Any) -> tuple[Tensor, ...]:
         return outputs(make(*args[:count]), args[count], args[count + 1])
 
     def gradients(inputs: Any) -> Any:
         """The inputs' NamedTuple with an unfilled tensor for every differentiable input that was given."""
-        return make(
-            *(_like(value) if field in differentiable else None for field, value in zip(hints, inputs, strict=True))
-        )
+        found: list[Tensor | None] = [None] * count
+        for place in gradient_places:
+            found[place] = _like(inputs[place])
+        return make(*found)
 
     def flat(grads: Any) -> tuple[Tensor, ...]:
         # An operator's results can't be None: an empty tensor stands for the gradient of an absent input.
-        found = (getattr(grads, field) for field in differentiable)
+        found = (grads[place] for place in gradient_places)
         return tuple(torch.empty(0) if grad is None else grad for grad in found)
 
-    def backward(*args: Any) -> tuple[Tensor, ...]:
-        inputs, backend = make(*args[:count]), args[count]
-        kept_tensors, (grad_y, grad_final_state) = args[count + 1 : -2], args[-2:]
+    def filled_gradients(
+        inputs: Any, backend: str, kept_tensors: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor | None
+    ) -> Any:
         grads = gradients(inputs)
         with _as_given(grad_y):
             backends[backend].backward(inputs, kept_tensors, grad_y, grad_final_state, grads)
-        return flat(grads)
+        return grads
+
+    def backward(*args: Any) -> tuple[Tensor, ...]:
+        return flat(filled_gradients(make(*args[:count]), args[count], args[count + 1 : -2], *args[-2:]))
 
     def fake_backward(*args: Any) -> tuple[Tensor, ...]:
         return flat(gradients(make(*args[:count])))
@@ -101,35 +114,41 @@ def register(
     )
     backward_op.register_fake(fake_backward)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        values, keep, backend = inputs[:count], inputs[count], inputs[count + 1]
-        if not keep:
-            raise RuntimeError(f"mambakit::{name} was called with keep=False on inputs that require a gradient")
-        tensors = [value if _is_tensor(hint) else None for value, hint in zip(values, hints.values(), strict=True)]
-        ctx.save_for_backward(*tensors, *output[2:])
-        ctx.scalars = [None if _is_tensor(hint) else value for value, hint in zip(values, hints.values(), strict=True)]
+    def remember(ctx: Any, values: tuple[Any, ...], backend: str, output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*[values[place] for place in tensor_places], *output[2:])
+        ctx.scalars = [values[place] for place in scalar_places]
         ctx.backend = backend
+        ctx.outputs = [(result.shape, result.dtype, result.device) for result in output[:2]]
         ctx.set_materialize_grads(False)  # of what is kept, which is large and has no gradient
 
-    def gradients_by(
-        call: Callable[..., tuple[Tensor, ...]], ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def remembered(ctx: Any) -> tuple[Any, tuple[Tensor, ...]]:
+        """The inputs and what was kept."""
         saved = ctx.saved_tensors
-        values = [
-            tensor if _is_tensor(hint) else scalar
-            for tensor, scalar, hint in zip(saved[:count], ctx.scalars, hints.values(), strict=True)
-        ]
-        if grad_y is None or grad_final_state is None:
-            like = outputs(make(*values), False, ctx.backend)
-            grad_y = torch.zeros_like(like[0]) if grad_y is None else grad_y
-            grad_final_state = torch.zeros_like(like[1]) if grad_final_state is None else grad_final_state
-        found = call(*values, ctx.backend, *saved[count:], grad_y, grad_final_state)
-        named = dict(zip(differentiable, found, strict=True))
-        grads = [None if value is None else named.get(field) for field, value in zip(hints, values, strict=True)]
-        return (*grads, None, None)
+        values: list[Any] = [None] * count
+        for place, tensor in zip(tensor_places, saved, strict=False):
+            values[place] = tensor
+        for place, scalar in zip(scalar_places, ctx.scalars, strict=True):
+            values[place] = scalar
+        return make(*values), saved[len(tensor_places) :]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        if not inputs[count]:
+            raise RuntimeError(f"mambakit::{name} was called with keep=False on inputs that require a gradient")
+        remember(ctx, inputs[:count], inputs[count + 1], output)
 
     def autograd(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, *_: None) -> tuple[Any, ...]:
-        return gradients_by(backward_op, ctx, grad_y, grad_final_state)
+        inputs, kept_tensors = remembered(ctx)
+        found = backward_op(
+            *inputs,
+            ctx.backend,
+            *kept_tensors,
+            _given(grad_y, ctx.outputs[0]),
+            _given(grad_final_state, ctx.outputs[1]),
+        )
+        grads: list[Tensor | None] = [None] * (count + 2)
+        for place, grad in zip(gradient_places, found, strict=True):
+            grads[place] = None if inputs[place] is None else grad
+        return tuple(grads)
 
     forward_op.register_autograd(autograd, setup_context=setup_context)
     if inputs_type in FOLDS:
@@ -151,30 +170,44 @@ def register(
         @staticmethod
         def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
             result = forward(*args)
-            setup_context(ctx, args, result)
-            ctx.mark_non_differentiable(*result[2:])
-            return result
+            remember(ctx, args[:count], args[count + 1], result)
+            return result[:2]
 
         @staticmethod
         @once_differentiable
-        def backward(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, *_: None) -> tuple[Any, ...]:
-            return gradients_by(backward, ctx, grad_y, grad_final_state)
+        def backward(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None) -> tuple[Any, ...]:
+            inputs, kept_tensors = remembered(ctx)
+            if grad_final_state is None and not getattr(backends[ctx.backend], "ABSENT_GRADIENTS", False):
+                grad_final_state = _given(None, ctx.outputs[1])
+            grad_y = _given(grad_y, ctx.outputs[0])
+            return (*filled_gradients(inputs, ctx.backend, kept_tensors, grad_y, grad_final_state), None, None)
 
     def run(inputs: Inputs, backend: str) -> tuple[Tensor, Tensor]:
         keep = _needs_gradient(inputs)
         # Outside of graphs and transforms nobody needs the operator itself, which costs 50 microseconds a call, several
         # times that with its backward, and, the first time, a second to load what torch.compile is made of.
-        plain = Recorded.apply if keep else forward
-        call = plain if _nobody_looks_on(inputs) else forward_op
-        y, final_state, *_ = call(*inputs, keep, backend)
-        return y, final_state
+        if not nobody_looks_on(inputs):
+            result = forward_op(*inputs, keep, backend)
+        else:
+            result = Recorded.apply(*inputs, keep, backend) if keep else results(inputs, keep, backend)
+        return result[0], result[1]
 
     return run
 
 
 def runs_plainly(inputs: tuple[Any, ...]) -> bool:
     """Whether a kernel may be called on the inputs as it is: no gradient is asked for, and no graph is made."""
-    return not _needs_gradient(inputs) and _nobody_looks_on(inputs)
+    return not _needs_gradient(inputs) and nobody_looks_on(inputs)
+
+
+def nobody_looks_on(inputs: tuple[Any, ...]) -> bool:
+    """Whether this is plain eager execution: no compilation, no function transform, no tensor but torch's own."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and all(type(value) in _PLAIN or not isinstance(value, Tensor) for value in inputs)
+    )
 
 
 def _needs_gradient(inputs: tuple[Any, ...]) -> bool:
@@ -185,21 +218,18 @@ def _needs_gradient(inputs: tuple[Any, ...]) -> bool:
     return under_vmap or any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
 
 
-def _nobody_looks_on(inputs: tuple[Any, ...]) -> bool:
-    """Whether this is plain eager execution: no compilation, no function transform, no tensor but torch's own."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and all(type(value) in (Tensor, torch.nn.Parameter) for value in inputs if isinstance(value, Tensor))
-    )
-
-
 def _as_given(tensor: Tensor) -> AbstractContextManager[Any]:
     """Without autocast, which would take a backend's float32 sums in half precision."""
-    if torch.is_autocast_enabled(tensor.device.type):
-        return torch.autocast(tensor.device.type, enabled=False)
-    return contextlib.nullcontext()
+    device = "cuda" if tensor.is_cuda else tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _AS_IT_IS
+
+
+def _given(gradient: Tensor | None, output: tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
+    """The gradient of an output, zeros where nothing depends on that."""
+    if gradient is not None:
+        return gradient
+    shape, dtype, device = output
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _is_tensor(hint: Any) -> bool:

@@ -10,7 +10,6 @@ every `CHUNK`-th step: memory is linear in the length, and no (batch, length, di
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +21,8 @@ from mambakit.ops.packing import check_packing, sequence_count
 from mambakit.ops.portable import selective_scan as portable
 from mambakit.ops.reference.selective_scan import selective_scan as reference
 
-_KERNELS = {"triton": triton.Kernels("selective_scan"), "cpu": cpu, "portable": portable}
-_STEP = triton.Kernels("selective_scan_step")
+_GPU = triton.Kernels("selective_scan")
+_KERNELS = {"triton": _GPU, "cpu": cpu, "portable": portable}
 
 
 def selective_scan(
@@ -70,12 +69,11 @@ def selective_scan(
     >>> y.shape, state.shape
     (torch.Size([2, 100, 8]), torch.Size([2, 8, 4]))
     """
-    B, C = (t.unsqueeze(2) if t.dim() == 3 else t for t in (B, C))
     inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus)
-    _check(inputs)
+    _check(inputs, "batch, length")
     inputs = _with_common_dtypes(inputs)
     name = dispatch.choose(u.device, backend, (*_KERNELS, "reference"), _refusal_of(inputs))
-    y, final_state = reference(inputs) if name == "reference" else _run(inputs, name)
+    y, final_state = _evaluated(inputs, name)
     return (y, final_state) if return_final_state else y
 
 
@@ -97,56 +95,61 @@ def selective_scan_step(
 
     u, delta, z and y are (batch, dim); B and C (batch, [groups,] state); the rest is as in `selective_scan`.
     """
-    if u.is_cuda or backend == "triton":  # one launch, and none of the checks and casts of a whole sequence
-        B_row, C_row = (t[:, None, None] if t.dim() == 2 else t[:, None] for t in (B, C))
-        z_row = None if z is None else z[:, None]
-        others = (D, z_row, delta_bias, state, None, delta_softplus)
-        inputs = ScanInputs(u[:, None], delta[:, None], A, B_row, C_row, *others)
-        if operator.runs_plainly(inputs) and dispatch.accumulation_dtype(*inputs[:9]) == torch.float32:
-            _check(inputs)
-            if dispatch.choose(u.device, backend, (*_KERNELS, "reference"), _refusal_of(inputs)) == "triton":
-                y, final_state = _STEP.single_step(inputs)
-                return y[:, 0], final_state
-    y, final_state = selective_scan(
-        u[:, None],
-        delta[:, None],
-        A,
-        B[:, None],
-        C[:, None],
-        D,
-        None if z is None else z[:, None],
-        delta_bias,
-        delta_softplus=delta_softplus,
-        initial_state=state,
-        return_final_state=True,
-        backend=backend,
-    )
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, state, None, delta_softplus)
+    _check(inputs, "batch")
+    inputs = _with_common_dtypes(inputs)
+    name = dispatch.choose(u.device, backend, (*_KERNELS, "reference"), _refusal_of(inputs))
+    if name == "triton" and inputs.u.numel() > 0 and operator.runs_plainly(inputs):
+        y = torch.empty_like(inputs.u, memory_format=torch.contiguous_format)
+        final_state = torch.empty_like(state, dtype=torch.float32, memory_format=torch.contiguous_format)
+        _GPU.one_step(inputs, y, final_state)
+        return y, final_state
+    u, delta, B, C = (t[:, None] for t in (inputs.u, inputs.delta, inputs.B, inputs.C))
+    z = None if inputs.z is None else inputs.z[:, None]
+    y, final_state = _evaluated(inputs._replace(u=u, delta=delta, B=B, C=C, z=z), name)
     return y[:, 0], final_state
 
 
-def _check(inputs: ScanInputs) -> None:
+def _evaluated(inputs: ScanInputs, backend: str) -> tuple[Tensor, Tensor]:
+    if backend != "triton" or not operator.nobody_looks_on(inputs):
+        inputs = _with_groups(inputs)
+    return reference(inputs) if backend == "reference" else _run(inputs, backend)
+
+
+def _check(inputs: ScanInputs, rows: str) -> None:
+    """Raise unless the inputs fit each other; `rows` spells the axes of u before its channels."""
     u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, _ = inputs
     dispatch.check_dtype(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
-    if u.dim() != 3:
-        raise ValueError(f"u must have shape (batch, length, dim), got {tuple(u.shape)}")
+    axes = rows.count(",") + 2
+    if u.dim() != axes:
+        raise ValueError(f"u must have shape ({rows}, dim), got {tuple(u.shape)}")
     if A.dim() != 2:
         raise ValueError(f"A must have shape (dim, state), got {tuple(A.shape)}")
-    if B.dim() != 4:
-        raise ValueError(f"B must have shape (batch, length, [groups,] state), got {tuple(B.shape)}")
-    batch, length, dim = u.shape
-    groups, state = B.shape[2], A.shape[1]
+    if B.dim() not in (axes, axes + 1):
+        raise ValueError(f"B must have shape ({rows}, [groups,] state), got {tuple(B.shape)}")
+    *before, dim = u.shape
+    groups, state = B.shape[-2] if B.dim() > axes else 1, A.shape[1]
     if groups == 0 or dim % groups != 0:
         raise ValueError(f"the groups of B must divide dim: got {groups} groups for dim {dim}")
-    dispatch.check_shape("delta", delta, (batch, length, dim), "(batch, length, dim)")
-    dispatch.check_shape("z", z, (batch, length, dim), "(batch, length, dim)")
+    dispatch.check_shape("delta", delta, (*before, dim), f"({rows}, dim)")
+    dispatch.check_shape("z", z, (*before, dim), f"({rows}, dim)")
     dispatch.check_shape("A", A, (dim, state), "(dim, state)")
-    dispatch.check_shape("B", B, (batch, length, groups, state), "(batch, length, groups, state)")
-    dispatch.check_shape("C", C, (batch, length, groups, state), "(batch, length, groups, state)")
+    for name, tensor in (("B", B), ("C", C)):
+        if tensor.dim() == axes and groups == 1:
+            dispatch.check_shape(name, tensor, (*before, state), f"({rows}, state)")
+        else:
+            dispatch.check_shape(name, tensor, (*before, groups, state), f"({rows}, groups, state)")
     dispatch.check_shape("D", D, (dim,), "(dim,)")
     dispatch.check_shape("delta_bias", delta_bias, (dim,), "(dim,)")
-    check_packing(batch, cu_seqlens)
-    sequences = sequence_count(batch, cu_seqlens)
+    check_packing(before[0], cu_seqlens)
+    sequences = sequence_count(before[0], cu_seqlens)
     dispatch.check_shape("initial_state", initial_state, (sequences, dim, state), "(sequences, dim, state)")
+
+
+def _with_groups(inputs: ScanInputs) -> ScanInputs:
+    """B and C with an axis for their groups. The GPU's kernels do without, for a view costs as much as a launch."""
+    B, C = (t.unsqueeze(2) if t.dim() == 3 else t for t in (inputs.B, inputs.C))
+    return inputs._replace(B=B, C=C)
 
 
 def _refusal_of(inputs: ScanInputs) -> Callable[[str], str | None]:
@@ -165,16 +168,23 @@ def _refusal_of(inputs: ScanInputs) -> Callable[[str], str | None]:
 
 def _with_common_dtypes(inputs: ScanInputs) -> ScanInputs:
     """Activations in one dtype; A, D, delta_bias and the state in the dtype of sums."""
+    u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, delta_softplus = inputs
+    cast = dispatch.cast
     wide = dispatch.accumulation_dtype(*inputs[:9])
-    narrow = dispatch.common_dtype(inputs.u, inputs.delta, inputs.B, inputs.C, inputs.z)
-    narrow = wide if wide == torch.float64 else narrow
-    activations: dict[str, Any] = {
-        name: dispatch.cast(getattr(inputs, name), narrow) for name in ("u", "delta", "B", "C", "z")
-    }
-    others: dict[str, Any] = {
-        name: dispatch.cast(getattr(inputs, name), wide) for name in ("A", "D", "delta_bias", "initial_state")
-    }
-    return inputs._replace(**activations, **others)
+    narrow = wide if wide == torch.float64 else dispatch.common_dtype(u, delta, B, C, z)
+    return ScanInputs(
+        u=cast(u, narrow),
+        delta=cast(delta, narrow),
+        A=cast(A, wide),
+        B=cast(B, narrow),
+        C=cast(C, narrow),
+        D=cast(D, wide),
+        z=cast(z, narrow),
+        delta_bias=cast(delta_bias, wide),
+        initial_state=cast(initial_state, wide),
+        cu_seqlens=cu_seqlens,
+        delta_softplus=delta_softplus,
+    )
 
 
 def _outputs(inputs: ScanInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:

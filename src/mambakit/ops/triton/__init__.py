@@ -42,7 +42,9 @@ class Kernels:
     def __getattr__(self, attribute: str) -> Any:
         if interpreting():
             _let_loops_run_to_computed_bounds()
-        return getattr(importlib.import_module(f"mambakit.ops.triton.{self.name}"), attribute)
+        value = getattr(importlib.import_module(f"mambakit.ops.triton.{self.name}"), attribute)
+        setattr(self, attribute, value)  # found at once from now on
+        return value
 
 
 @functools.cache

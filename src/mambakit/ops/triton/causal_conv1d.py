@@ -14,7 +14,9 @@ Sums over rows are taken tile by tile and then over the tiles, in a fixed order.
 # Conditions on constants are branches of their own.
 # mypy: disable-error-code="assignment, operator, misc, arg-type, index, var-annotated"
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,9 +26,14 @@ from torch import Tensor
 
 from mambakit.ops.inputs import ConvInputs
 from mambakit.ops.packing import sequence_bounds
-from mambakit.ops.triton.launch import on_device_of, power_of_two, rows_contiguous, stride_divisor
+from mambakit.ops.triton.launch import Kernel, ceil_div, on_device_of, power_of_two, rows_contiguous, stride_divisor
+
+ABSENT_GRADIENTS = True  # what `backward` takes in place of zeros: `mambakit.ops.operator`
 
 _LONGEST_ROW = 1 << 22  # elements from a row to the next
+
+
+Strides = tuple[int, ...]
 
 
 class Config(NamedTuple):
@@ -54,100 +61,89 @@ def backward_config(width: int, elements: int) -> Config:
 
 def forward(inputs: ConvInputs, y: Tensor, final_state: Tensor, config: Config | None = None) -> None:
     """Fill y and the final state."""
-    x = _readable(inputs.x)
-    _, length, channels = x.shape
-    width = inputs.weight.shape[1]
-    config = config or forward_config(width, x.numel())
+    x, weight, state = _readable(inputs.x), inputs.weight, inputs.initial_state
+    config = config or forward_config(weight.shape[1], x.numel())
     sequences, tiles, table = _tiles(inputs, config.rows)
-    block = min(config.channels, power_of_two(channels, 32))
-    blocks = triton.cdiv(channels, block)
-    if sequences * tiles * blocks == 0:
+    if sequences * tiles * x.shape[2] == 0:
         return
-    weight, state = inputs.weight, inputs.initial_state
     state = None if state is None else state.contiguous()
+    layout = (tiles, x.shape, x.stride(), weight.shape[1], weight.stride(), inputs.silu, config)
     with on_device_of(x):
-        _forward[(sequences * tiles * blocks,)](
-            x,
-            weight,
-            inputs.bias,
-            state,
-            y,
-            final_state,
-            table,
-            length,
-            channels,
-            tiles,
-            x.stride(0),
-            x.stride(1),
-            weight.stride(0),
-            weight.stride(1),
-            WIDTH=width,
-            SILU=inputs.silu,
-            BLOCK=block,
-            ROWS=config.rows,
-            UNROLLED=config.unrolled,
-            DIVISOR=stride_divisor(x.stride(0), x.stride(1)),
-            DIVISOR_Y=stride_divisor(channels),
-            num_warps=config.warps,
-        )
+        _forward_launch(sequences * tiles, *layout)(x, weight, inputs.bias, state, y, final_state, table)
 
 
 def backward(
     inputs: ConvInputs,
     kept: tuple[Tensor, ...],
     grad_y: Tensor,
-    grad_final_state: Tensor,
+    grad_final_state: Tensor | None,
     grads: ConvInputs,
     config: Config | None = None,
 ) -> None:
     """Fill `grads`."""
     x, grad_y = _readable(inputs.x), _readable(grad_y)
-    _, length, channels = x.shape
     weight, state = inputs.weight, inputs.initial_state
-    width = weight.shape[1]
+    channels, width = weight.shape
     config = config or backward_config(width, x.numel())
     sequences, tiles, table = _tiles(inputs, config.rows - (width - 1))
-    block = min(config.channels, power_of_two(channels, 32))
-    blocks = triton.cdiv(channels, block)
+    if channels == 0:
+        return
     partial = weight.new_empty(sequences * tiles, width + 1, channels)
     state = None if state is None else state.contiguous()
+    outer = None if grad_final_state is None else grad_final_state.contiguous()
+    layout = (tiles, x.shape, x.stride(), grad_y.stride(), width, weight.stride(), inputs.silu, config)
     with on_device_of(x):
-        if partial.numel() > 0:
-            _backward[(sequences * tiles * blocks,)](
-                x,
-                weight,
-                inputs.bias,
-                state,
-                grad_y,
-                grad_final_state.contiguous(),
-                grads.x,
-                grads.initial_state,
-                partial,
-                table,
-                length,
-                channels,
-                tiles,
-                x.stride(0),
-                x.stride(1),
-                grad_y.stride(0),
-                grad_y.stride(1),
-                weight.stride(0),
-                weight.stride(1),
-                WIDTH=width,
-                SILU=inputs.silu,
-                BLOCK=block,
-                WHOLE=channels % block == 0,
-                ROWS=config.rows,
-                UNROLLED=config.unrolled,
-                DIVISOR=stride_divisor(x.stride(0), x.stride(1)),
-                DIVISOR_G=stride_divisor(grad_y.stride(0), grad_y.stride(1)),
-                DIVISOR_X=stride_divisor(channels),
-                num_warps=config.warps,
+        if sequences * tiles > 0:
+            _backward_launch(sequences * tiles, *layout)(
+                x, weight, inputs.bias, state, grad_y, outer, grads.x, grads.initial_state, partial, table
             )
-        if channels > 0:
-            _sum_tiles[(triton.cdiv(channels, 32), width + 1)](
-                partial, grads.weight, grads.bias, sequences * tiles, channels, WIDTH=width, BLOCK=32, TILES=64
-            )
+        _sum_tiles[(ceil_div(channels, 32), width + 1)](
+            partial, grads.weight, grads.bias, sequences * tiles, channels, WIDTH=width, BLOCK=32, TILES=64
+        )
+
+
+@functools.lru_cache(maxsize=512)
+def _forward_launch(
+    all_tiles: int,
+    tiles: int,
+    shape: torch.Size,
+    strides: Strides,
+    width: int,
+    taps: Strides,
+    silu: bool,
+    config: Config,
+) -> Callable[..., None]:
+    """All that follows from shapes and strides, found out once."""
+    _, length, channels = shape
+    block = min(config.channels, power_of_two(channels, 32))
+    return _forward.bind(
+        (all_tiles * ceil_div(channels, block),), length, channels, tiles, *strides[:2], *taps,
+        WIDTH=width, SILU=silu, BLOCK=block, ROWS=config.rows, UNROLLED=config.unrolled,
+        DIVISOR=stride_divisor(*strides[:2]), DIVISOR_Y=stride_divisor(channels), num_warps=config.warps,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=512)
+def _backward_launch(
+    all_tiles: int,
+    tiles: int,
+    shape: torch.Size,
+    strides: Strides,
+    grad_strides: Strides,
+    width: int,
+    taps: Strides,
+    silu: bool,
+    config: Config,
+) -> Callable[..., None]:
+    """As `_forward_launch`."""
+    _, length, channels = shape
+    block = min(config.channels, power_of_two(channels, 32))
+    return _backward.bind(
+        (all_tiles * ceil_div(channels, block),), length, channels, tiles, *strides[:2], *grad_strides[:2], *taps,
+        WIDTH=width, SILU=silu, BLOCK=block, WHOLE=channels % block == 0, ROWS=config.rows,
+        UNROLLED=config.unrolled, DIVISOR=stride_divisor(*strides[:2]),
+        DIVISOR_G=stride_divisor(*grad_strides[:2]), DIVISOR_X=stride_divisor(channels), num_warps=config.warps,
+    )  # fmt: skip
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -162,7 +158,7 @@ def _tiles(inputs: ConvInputs, rows: int) -> tuple[int, int, Tensor | None]:
     """
     batch, length, _ = inputs.x.shape
     if inputs.cu_seqlens is None:
-        return batch, max(1, triton.cdiv(length, rows)), None
+        return batch, max(1, ceil_div(length, rows)), None
     bounds = sequence_bounds(batch, length, inputs.cu_seqlens)
     table = [
         (sequence, start, end - start, first)
@@ -222,6 +218,7 @@ def _taps(weight, bias, channel, inside, w_channel, w_tap, WIDTH: tl.constexpr):
         return taps, taps[0] * 0.0
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length", "tiles", "x_batch", "x_row"])
 def _forward(
     x,
@@ -288,6 +285,7 @@ def _forward(
             tl.store(final_state + (sequence * (WIDTH - 1) + k) * channels + channel, last, mask=inside)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length", "tiles", "x_batch", "x_row", "g_batch", "g_row"])
 def _backward(
     x,
@@ -378,7 +376,7 @@ def _backward(
             grad = zero
             for k in tl.static_range(WIDTH):
                 grad += taps[k] * gs[i + WIDTH - 1 - k]
-            if WIDTH > 1:
+            if WIDTH > 1 and grad_final is not None:
                 if (s >= held) & (s < end):  # the final state holds this row: its gradient from there
                     from_state = tl.load(grad_final + states + (s - held) * channels + channel, mask=inside, other=0.0)
                     grad += from_state.to(offset.dtype)
@@ -400,6 +398,7 @@ def _backward(
     tl.store(partial + at + WIDTH * channels + channel, total, mask=inside)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["tiles"])
 def _sum_tiles(
     partial, grad_weight, grad_bias, tiles, channels, WIDTH: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr

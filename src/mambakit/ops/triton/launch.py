@@ -1,15 +1,118 @@
-"""What every launch shares: the device that it goes to, blocks of channels, and strides that loads may rely on."""
+"""What every launch shares: the device that it goes to, what it costs the host, blocks of channels, and strides that
+loads may rely on."""
 
 import contextlib
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
+import triton
 from torch import Tensor
+from triton.compiler import CompiledKernel
+from triton.runtime import JITFunction, driver
+
+_NOWHERE_ELSE = contextlib.nullcontext()
+_TRITON_WITH_KNOWN_LAUNCHER = (3, 6)
+_LARGEST = (1 << 31) - 1  # of a number that Triton passes in 32 bits
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device: make it that of `tensor`."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return _NOWHERE_ELSE
+    return torch.cuda.device(tensor.device)
+
+
+class Kernel:
+    """A Triton kernel that is launched as ever, `kernel[grid](*tensors, *numbers, **constants)`, at less cost.
+
+    Triton finds out anew for each launch which of its compiled forms to run, which takes the host longer than many a
+    kernel takes the GPU. What decides about it is little: dtypes, absent tensors, constants, and the alignment of
+    tensors and of those numbers that are not in `do_not_specialize`. By that the compiled form is looked up here, and
+    the function behind it called with plain addresses. Triton launches itself what this does not know to be the same:
+    another version of Triton, a tensor that is not aligned to 16 bytes, a number of more than 32 bits, a listener.
+
+    Parameters come in this order: tensors (or None), integers, `tl.constexpr`.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self._compiled: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._bound = functools.lru_cache(maxsize=1024)(self.bind)  # the same launches come again and again
+        self._tensors: int | None = None  # how many there are: known from the first launch
+        parameters = function.params if isinstance(function, JITFunction) else ()
+        self._given = sum(not parameter.is_constexpr for parameter in parameters)
+        self._absent = (None,) * (len(parameters) - self._given)  # the launcher skips what is constant
+        self._specialised = [not parameter.do_not_specialize for parameter in parameters[: self._given]]
+        in_order = not any(parameter.is_constexpr for parameter in parameters[: self._given])
+        self._direct = _launcher_is_known() and bool(parameters) and in_order
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return functools.partial(self._launch, grid)
+
+    def _launch(self, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        tensors = self._tensors
+        if tensors is None:
+            tensors = self._tensors = next((i for i, value in enumerate(args) if type(value) is int), len(args))
+        self._bound(grid, *args[tensors:], **constants)(*args[:tensors])
+
+    def bind(self, grid: tuple[int, ...], *numbers: int, **constants: Any) -> Callable[..., None]:
+        """The launch but for its tensors: worth keeping where the same one comes again."""
+        ordinary = self.function[grid]
+        small = not numbers or (max(numbers) <= _LARGEST and min(numbers) >= -_LARGEST)
+        if not (self._direct and small):
+            return lambda *tensors: ordinary(*tensors, *numbers, **constants)
+        classes = [
+            (2 if number == 1 else number & 15 == 0) if specialised else None
+            for number, specialised in zip(numbers, self._specialised[self._given - len(numbers) :], strict=True)
+        ]
+        form = (*classes, *constants, *constants.values())
+        whole_grid = (*grid, 1, 1)[:3]
+        last = (*numbers, *self._absent)
+        compiled, active, runtime = self._compiled, driver.active, triton.knobs.runtime
+
+        def launch(*tensors: Tensor | None) -> None:
+            pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+            bits = 0
+            for pointer in pointers:
+                if pointer is not None:
+                    bits |= pointer
+            if bits & 15 or runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:
+                ordinary(*tensors, *numbers, **constants)
+                return
+            device = active.get_current_device()
+            key = (device, *[None if tensor is None else tensor.dtype for tensor in tensors], form)
+            found = compiled.get(key)
+            if not found:
+                kernel = ordinary(*tensors, *numbers, **constants)
+                if found is None:
+                    compiled[key] = _direct_launch(kernel)
+                return
+            function, *fixed = found
+            function(*whole_grid, active.get_current_stream(device), *fixed, *pointers, *last)
+
+        return launch
+
+
+def _launcher_is_known() -> bool:
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return version == _TRITON_WITH_KNOWN_LAUNCHER and torch.version.hip is None
+
+
+def _direct_launch(compiled: Any) -> tuple[Any, ...]:
+    """The function that launches `compiled` and its arguments between the stream and the kernel's own; () for none."""
+    if not isinstance(compiled, CompiledKernel):
+        return ()
+    launcher = compiled.run
+    if not hasattr(launcher, "launch") or launcher.global_scratch_size or launcher.profile_scratch_size:
+        return ()
+    cooperative, dependent = launcher.launch_cooperative_grid, launcher.launch_pdl
+    no_scratch, no_hooks = (None, None), (None, None, None)
+    return (
+        launcher.launch, compiled.function, cooperative, dependent, *no_scratch, compiled.packed_metadata, *no_hooks,
+    )  # fmt: skip
 
 
 def power_of_two(number: int, least: int = 1) -> int:
@@ -17,6 +120,12 @@ def power_of_two(number: int, least: int = 1) -> int:
     return 1 << (max(number, least, 1) - 1).bit_length()
 
 
+def ceil_div(number: int, size: int) -> int:
+    """How many pieces of `size` hold `number`. (Triton's own, made for kernels too, takes microseconds.)"""
+    return -(-number // size)
+
+
+@functools.lru_cache(maxsize=1024)
 def stride_divisor(*strides: int) -> int:
     """The largest power of two up to 16 that divides all strides, in elements.
 

@@ -6,6 +6,8 @@ The backward recomputes s from x. A program takes the groups of several rows one
 the gradient of the weight in registers; the shares are added in a fixed order.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,9 @@ from torch import Tensor
 
 from mambakit.ops.dispatch import accumulation_dtype
 from mambakit.ops.inputs import NormInputs
-from mambakit.ops.triton.launch import on_device_of, power_of_two, rows_contiguous, stride_divisor
+from mambakit.ops.triton.launch import Kernel, ceil_div, on_device_of, power_of_two, rows_contiguous, stride_divisor
+
+ABSENT_GRADIENTS = True  # the norm has no state: `mambakit.ops.operator`
 
 _SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -40,94 +44,93 @@ def backward_config(columns: int) -> Config:
 
 def forward(inputs: NormInputs, y: Tensor, _: Tensor, config: Config | None = None) -> None:
     """Fill y."""
-    x, z, rows, dim, columns = _sizes(inputs)
-    config = config or forward_config(columns)
-    block = power_of_two(columns)
-    tile = max(1, config.elements // block)
+    x, z = _rows(inputs.x), None if inputs.z is None else _rows(inputs.z)
     if x.numel() == 0:
         return
+    weight, dim = inputs.weight, x.shape[-1]
+    config = config or forward_config(dim // inputs.groups)
+    wide = accumulation_dtype(x, weight, z)
+    z_row = 0 if z is None else _row_stride(z)
+    launch = _forward_launch(x.numel() // dim, dim, _row_stride(x), z_row, *inputs[3:], wide, config)
     with on_device_of(x):
-        _forward[(triton.cdiv(rows, tile), inputs.groups)](
-            x,
-            inputs.weight,
-            z,
-            y,
-            rows,
-            columns,
-            dim,
-            x.stride(0),
-            0 if z is None else z.stride(0),
-            EPS=inputs.eps,
-            NORM_FIRST=inputs.norm_before_gate,
-            WIDE=_SUMS[accumulation_dtype(x, inputs.weight, z)],
-            BLOCK=block,
-            TILE=tile,
-            DIVISOR_X=stride_divisor(x.stride(0)),
-            DIVISOR_Z=stride_divisor(0 if z is None else z.stride(0)),
-            DIVISOR_Y=stride_divisor(columns),
-            num_warps=config.warps,
-        )
+        launch(x, weight, z, y)
 
 
 def backward(
     inputs: NormInputs,
     kept: tuple[Tensor, ...],
     grad_y: Tensor,
-    _: Tensor,
+    _: Tensor | None,
     grads: NormInputs,
     config: Config | None = None,
 ) -> None:
     """Fill `grads`."""
-    x, z, rows, dim, columns = _sizes(inputs)
-    grad_y = rows_contiguous(grad_y.reshape(-1, dim))
-    config = config or backward_config(columns)
-    block = power_of_two(columns)
-    tile = max(1, config.elements // block)
-    turns = max(1, triton.cdiv(rows, tile * config.shares))  # tiles of a program
-    shares = triton.cdiv(rows, tile * turns)
-    partial = x.new_empty(shares, dim, dtype=accumulation_dtype(x, inputs.weight, z))
+    x, z, grad_y = _rows(inputs.x), None if inputs.z is None else _rows(inputs.z), _rows(grad_y)
+    weight, dim = inputs.weight, x.shape[-1]
     if dim == 0:
         return
+    config = config or backward_config(dim // inputs.groups)
+    wide = accumulation_dtype(x, weight, z)
+    z_row = 0 if z is None else _row_stride(z)
+    shares, launch = _backward_launch(
+        x.numel() // dim, dim, _row_stride(x), z_row, _row_stride(grad_y), *inputs[3:], wide, config
+    )
+    partial = x.new_empty(shares, dim, dtype=wide)
     with on_device_of(x):
         if shares > 0:
-            _backward[(shares, inputs.groups)](
-                x,
-                inputs.weight,
-                z,
-                grad_y,
-                grads.x,
-                grads.z,
-                partial,
-                rows,
-                turns,
-                columns,
-                dim,
-                x.stride(0),
-                0 if z is None else z.stride(0),
-                grad_y.stride(0),
-                EPS=inputs.eps,
-                NORM_FIRST=inputs.norm_before_gate,
-                WIDE=_SUMS[partial.dtype],
-                BLOCK=block,
-                TILE=tile,
-                DIVISOR_X=stride_divisor(x.stride(0)),
-                DIVISOR_Z=stride_divisor(0 if z is None else z.stride(0)),
-                DIVISOR_G=stride_divisor(grad_y.stride(0)),
-                DIVISOR_Y=stride_divisor(columns),
-                num_warps=config.warps,
-            )
-        _sum_shares[(triton.cdiv(dim, 32),)](partial, grads.weight, shares, dim, BLOCK=32, SHARES=128)
+            launch(x, weight, z, grad_y, grads.x, grads.z, partial)
+        _sum_shares[(ceil_div(dim, 32),)](partial, grads.weight, shares, dim, BLOCK=32, SHARES=128)
 
 
-def _sizes(inputs: NormInputs) -> tuple[Tensor, Tensor | None, int, int, int]:
-    """x and z as (rows, dim), and rows, dim, columns of a group."""
-    dim = inputs.x.shape[-1]
-    x = rows_contiguous(inputs.x.reshape(-1, dim) if dim else inputs.x.reshape(0, 0))
-    z = None if inputs.z is None else rows_contiguous(inputs.z.reshape(x.shape))
-    return x, z, x.shape[0], dim, dim // inputs.groups
+@functools.lru_cache(maxsize=512)
+def _forward_launch(
+    rows: int, dim: int, x_row: int, z_row: int, eps: float, groups: int, norm_first: bool, wide: torch.dtype,
+    config: Config,
+) -> Callable[..., None]:  # fmt: skip
+    """All that follows from shapes and strides, found out once."""
+    columns = dim // groups
+    block = power_of_two(columns)
+    tile = max(1, config.elements // block)
+    return _forward.bind(
+        (ceil_div(rows, tile), groups), rows, columns, dim, x_row, z_row,
+        EPS=eps, NORM_FIRST=norm_first, WIDE=_SUMS[wide], BLOCK=block, TILE=tile, DIVISOR_X=stride_divisor(x_row),
+        DIVISOR_Z=stride_divisor(z_row), DIVISOR_Y=stride_divisor(columns), num_warps=config.warps,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=512)
+def _backward_launch(
+    rows: int, dim: int, x_row: int, z_row: int, g_row: int, eps: float, groups: int, norm_first: bool,
+    wide: torch.dtype, config: Config,
+) -> tuple[int, Callable[..., None]]:  # fmt: skip
+    """As `_forward_launch`, and how many programs share the rows."""
+    columns = dim // groups
+    block = power_of_two(columns)
+    tile = max(1, config.elements // block)
+    turns = max(1, ceil_div(rows, tile * config.shares))  # tiles of a program
+    shares = ceil_div(rows, tile * turns)
+    return shares, _backward.bind(
+        (shares, groups), rows, turns, columns, dim, x_row, z_row, g_row,
+        EPS=eps, NORM_FIRST=norm_first, WIDE=_SUMS[wide], BLOCK=block, TILE=tile, DIVISOR_X=stride_divisor(x_row),
+        DIVISOR_Z=stride_divisor(z_row), DIVISOR_G=stride_divisor(g_row), DIVISOR_Y=stride_divisor(columns),
+        num_warps=config.warps,
+    )  # fmt: skip
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """`tensor` (..., dim) with rows that lie one after another at one distance; a view where that can be."""
+    if tensor.is_contiguous() or tensor.dim() == 2 or tensor.numel() == 0:
+        return rows_contiguous(tensor)
+    return rows_contiguous(tensor.reshape(-1, tensor.shape[-1]))
+
+
+def _row_stride(rows: Tensor) -> int:
+    """From a row of `_rows` to the next."""
+    return rows.shape[-1] if rows.is_contiguous() else rows.stride(0)
 
 
 # A number divided and multiplied by what divides it is unchanged; the compiler learns the alignment of loads from it.
+@Kernel
 @triton.jit(do_not_specialize=["rows", "x_row", "z_row"])
 def _forward(
     x,
@@ -172,6 +175,7 @@ def _forward(
     tl.store(y + at_y, value.to(y.dtype.element_ty), mask=inside)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["rows", "turns", "x_row", "z_row", "g_row"])
 def _backward(
     x,
@@ -244,6 +248,7 @@ def _backward(
     tl.store(partial + at, tl.sum(shares, axis=0), mask=tl.arange(0, BLOCK) < columns)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["shares"])
 def _sum_shares(partial, grad_weight, shares, dim, BLOCK: tl.constexpr, SHARES: tl.constexpr):
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

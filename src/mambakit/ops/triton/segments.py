@@ -5,42 +5,32 @@ one length, and a program works out its segment from its number; those of a pack
 device, whose length is bounded without reading `cu_seqlens`: pieces that no sequence fills have `end <= start`.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mambakit.ops.packing import sequence_bounds, sequence_count
+from mambakit.ops.packing import sequence_bounds
 
 FIELDS = tl.constexpr(5)  # of a row of the table: start, end, start of the sequence, its end, its number
 
 
-class Segments(NamedTuple):
-    """How `sequences` sequences are cut."""
-
-    count: int  # of segments, those that stay empty included
-    size: int  # steps of a segment
-    each: int  # segments of every sequence of a batch; 0 for a pack
-    sequences: int
-    table: Tensor | None  # (count, FIELDS) int64, of a pack
-    firsts: Tensor | None  # (sequences + 1,) int64, of a pack: the first segment of each sequence
+def segment_counts(batch: int, length: int, sequences: int, size: int, *, packed: bool) -> tuple[int, int]:
+    """How many segments there are in all, those that stay empty included, and in every sequence of a batch (0 for a
+    pack)."""
+    if packed:
+        return length // size + sequences, 0
+    each = -(-length // size)
+    return batch * each, each
 
 
-def cut(batch: int, length: int, cu_seqlens: Tensor | None, size: int) -> Segments:
-    """Cut the sequences into segments of `size` steps.
+def tables(cu_seqlens: Tensor | None, length: int, size: int, count: int) -> tuple[Tensor | None, Tensor | None]:
+    """Of a pack, (segments, FIELDS) int64, and the first segment of each sequence, (sequences + 1,) int64; else None.
 
     Raises ValueError when `cu_seqlens` does not rise from 0 to `length`: read once for each tensor, not each call.
     """
-    if cu_seqlens is None:
-        each = -(-length // size)
-        return Segments(batch * each, size, each, batch, None, None)
-    sequences = sequence_count(batch, cu_seqlens)
-    count = length // size + sequences
-    table, firsts = _packed(cu_seqlens, length, size, count)
-    return Segments(count, size, 0, sequences, table, firsts)
+    return (None, None) if cu_seqlens is None else _packed(cu_seqlens, length, size, count)
 
 
 # Of each cu_seqlens seen and alive: its version and length when it was checked, and its tables by segment size.
@@ -60,12 +50,12 @@ def _packed(cu_seqlens: Tensor, length: int, size: int, count: int) -> tuple[Ten
         known = _SEEN[cu_seqlens] = (state, {})
     if size not in known[1]:
         known[1][size] = _tables(cu_seqlens, size, count)
-    tables: tuple[Tensor, Tensor] = known[1][size]
-    return tables
+    found: tuple[Tensor, Tensor] = known[1][size]
+    return found
 
 
 def _tables(cu_seqlens: Tensor, size: int, count: int) -> tuple[Tensor, Tensor]:
-    """(table, firsts) of `Segments`."""
+    """What `tables` returns, of a pack."""
     bounds = cu_seqlens.to(torch.int64)
     pieces = (bounds[1:] - bounds[:-1] + size - 1) // size
     firsts = torch.cat([torch.zeros_like(bounds[:1]), pieces.cumsum(0)])

@@ -8,6 +8,7 @@ past the end of its segment has dt = 0, which changes no state.
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.segments import locate
 from mambakit.ops.triton.selective_scan_steps import (
     LOG2_E,
@@ -23,36 +24,38 @@ from mambakit.ops.triton.selective_scan_steps import (
 _RUN_TIME_SIZES = ["length", "size", "each", "blocks", "u_batch", "delta_batch", "z_batch"]
 
 
+@Kernel
 @triton.jit(do_not_specialize=_RUN_TIME_SIZES)
 def segment_states(
-    u, delta, A, B, delta_bias, states, sums, table, length, dim, share, size, each, blocks,
+    u, delta, A, B, delta_bias, states, table, length, dim, share, size, each, blocks,
     u_batch, u_row, delta_batch, delta_row,
-    N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, PACKS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr,
+    N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr, UNROLL: tl.constexpr,
+    PACKS: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """The state that a segment, from a state of zero, ends in: `states` (segments, N, dim); and the sum of its dt:
-    `sums` (segments, dim). The last segment of a sequence is left out, for nothing follows it."""
+    """The state that a segment, from a state of zero, ends in, and the sum of its dt: `states` (segments, N + 1, dim).
+    The last segment of a sequence is left out, for nothing follows it."""
     segment = tl.program_id(0) // blocks
     batch, _, start, end, _, last = locate(segment, table, length, size, each, PACKED)
     if (start < end) & (end < last):
-        group, channel, present = channels_of(tl.program_id(0) % blocks, blocks, share, GROUPS, BLOCK)
+        group, channel, present = channels_of(tl.program_id(0) % blocks, blocks, share, GROUPS, BLOCK, FULL)
         bias = tl.load(delta_bias + channel) if BIAS else 0.0
         rates = decay_rates(A, channel, N)
         h = zeros(N, BLOCK)
         total = tl.zeros([BLOCK], tl.float32)
-        u_at = u + batch * u_batch + channel
-        delta_at = delta + batch * delta_batch + channel
-        B_at = B + (batch * length * GROUPS + group) * N
-        next_delta = columns(delta_at, delta_row, start, end - 1, UNROLL, 1)
-        next_u = columns(u_at, u_row, start, end - 1, UNROLL, 1)
-        next_B = rows(B_at, GROUPS * N, start, end - 1, N, PACKS, UNROLL, 1)
-        for first in range(start, end, UNROLL):
+        count = (end - start).to(tl.int32)  # steps are counted from the segment's first on
+        u_at = u + aligned(batch * u_batch, FULL) + start * u_row + channel
+        delta_at = delta + aligned(batch * delta_batch, FULL) + start * delta_row + channel
+        B_at = B + ((batch * length + start) * GROUPS + group) * N
+        next_delta = columns(delta_at, delta_row, 0, count - 1, UNROLL, 1)
+        next_u = columns(u_at, u_row, 0, count - 1, UNROLL, 1)
+        next_B = rows(B_at, GROUPS * N, 0, count - 1, N, PACKS, UNROLL, 1)
+        for first in range(0, count, UNROLL):
             now_delta, now_u, now_B = next_delta, next_u, next_B
-            next_delta = columns(delta_at, delta_row, first + UNROLL, end - 1, UNROLL, 1)
-            next_u = columns(u_at, u_row, first + UNROLL, end - 1, UNROLL, 1)
-            next_B = rows(B_at, GROUPS * N, first + UNROLL, end - 1, N, PACKS, UNROLL, 1)
+            next_delta = columns(delta_at, delta_row, first + UNROLL, count - 1, UNROLL, 1)
+            next_u = columns(u_at, u_row, first + UNROLL, count - 1, UNROLL, 1)
+            next_B = rows(B_at, GROUPS * N, first + UNROLL, count - 1, N, PACKS, UNROLL, 1)
             for i in tl.static_range(UNROLL):
-                dt = tl.where(first + i < end, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
+                dt = tl.where(first + i < count, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
                 dtu = dt * now_u[i].to(tl.float32)
                 b = numbers(now_B, i * (N // PACKS), N, PACKS, B.dtype.element_ty)
                 total += dt
@@ -60,15 +63,16 @@ def segment_states(
                 for n in tl.static_range(N):
                     after = after + (tl.exp2(dt * rates[n]) * h[n] + dtu * b[n],)
                 h = after
-        place = segment.to(tl.int64)
-        tl.store(sums + place * dim + channel, total, mask=present)
+        at = states + segment.to(tl.int64) * (N + 1) * dim + channel
         for n in tl.static_range(N):
-            tl.store(states + (place * N + n) * dim + channel, h[n], mask=present)
+            tl.store(at + n * dim, h[n], mask=present)
+        tl.store(at + N * dim, total, mask=present)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["sequences", "each", "blocks"])
 def carry(
-    states, sums, A, outer, passed, firsts, sequences, dim, each, blocks,
+    states, A, outer, passed, firsts, sequences, dim, each, blocks,
     N: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr,
     REVERSE: tl.constexpr, OUTER: tl.constexpr, PASS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
@@ -89,75 +93,92 @@ def carry(
     if PASS:
         if begin == stop:
             tl.store(passed + outside, x, mask=present)
-    for done in range(0, stop - begin, UNROLL):
-        added = ()
-        total = ()
+    count = (stop - begin).to(tl.int32)
+    step = sequence * 0 + (N + 1) * dim  # in 64 bits, from a segment to the next
+    if REVERSE:
+        step = -step
+    first = states + (stop - 1 if REVERSE else begin) * (N + 1) * dim
+    at = first + place
+    total_at = first + N * dim + channel
+    now = _of_segments(at, total_at, step, 0, count - 1, present, UNROLL)
+    for done in range(0, count, UNROLL):
+        later = _of_segments(at, total_at, step, done + UNROLL, count - 1, present, UNROLL)
         for i in tl.static_range(UNROLL):
-            segment = stop - 1 - done - i if REVERSE else begin + done + i
-            left = done + i + 1 < stop - begin  # the last one adds to nobody
-            added = added + (tl.load(states + segment * N * dim + place, mask=present & left, other=0.0),)
-            total = total + (tl.load(sums + segment * dim + channel, mask=present & left, other=0.0),)
-        for i in tl.static_range(UNROLL):
-            segment = stop - 1 - done - i if REVERSE else begin + done + i
-            tl.store(states + segment * N * dim + place, x, mask=present & (done + i < stop - begin))
-            x = tl.exp2(total[i] * rate) * x + added[i]
+            tl.store(at + (done + i) * step, x, mask=present & (done + i < count))
+            x = tl.exp2(now[2 * i + 1] * rate) * x + now[2 * i]
+        now = later
 
 
+@triton.jit
+def _of_segments(at, total_at, step, first, last, present, UNROLL: tl.constexpr):
+    """What UNROLL segments from `first` on add, and their sums of dt, loaded before they are needed. The last one adds
+    to nobody."""
+    found = ()
+    for i in tl.static_range(UNROLL):
+        there = present & (first + i < last)
+        found = found + (tl.load(at + (first + i) * step, mask=there, other=0.0),)
+        found = found + (tl.load(total_at + (first + i) * step, mask=there, other=0.0),)
+    return found
+
+
+@Kernel
 @triton.jit(do_not_specialize=_RUN_TIME_SIZES)
 def outputs(
     u, delta, A, B, C, D, z, delta_bias, states, initial, y, final, kept, table, length, dim, share, size, each, blocks,
     u_batch, u_row, delta_batch, delta_row, z_batch, z_row,
-    N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, PACKS: tl.constexpr,
-    INTERVAL: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr, INITIAL: tl.constexpr,
+    N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr, UNROLL: tl.constexpr,
+    PACKS: tl.constexpr, INTERVAL: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr, INITIAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, SKIP: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """y of a segment from the state `states` (segments, N, dim) that it starts in, or, where a segment is the WHOLE
-    sequence, the initial one; with KEEP, the state before every INTERVAL-th step of the sequence: `kept` (slots, N,
-    dim), slot = row // INTERVAL + sequence; the final state from the last segment."""
+    """y of a segment from the state in `states` (segments, N + 1, dim) that it starts in, or, where a segment is the
+    WHOLE sequence, the initial one; with KEEP, the state before every INTERVAL-th step of the sequence: `kept` (slots,
+    N, dim), slot = row // INTERVAL + sequence; the final state from the last segment."""
     segment = tl.program_id(0) // blocks
     batch, sequence, start, end, _, last = locate(segment, table, length, size, each, PACKED)
     if start < end:
-        group, channel, present = channels_of(tl.program_id(0) % blocks, blocks, share, GROUPS, BLOCK)
+        group, channel, present = channels_of(tl.program_id(0) % blocks, blocks, share, GROUPS, BLOCK, FULL)
         bias = tl.load(delta_bias + channel) if BIAS else 0.0
         skip = tl.load(D + channel) if SKIP else 0.0
         rates = decay_rates(A, channel, N)
         h = ()
         for n in tl.static_range(N):
             if not WHOLE:
-                h = h + (tl.load(states + (segment.to(tl.int64) * N + n) * dim + channel),)
+                h = h + (tl.load(states + (segment.to(tl.int64) * (N + 1) + n) * dim + channel),)
             elif INITIAL:
                 h = h + (tl.load(initial + (sequence * dim + channel) * N + n),)
             else:
                 h = h + (tl.zeros([BLOCK], tl.float32),)
-        u_at = u + batch * u_batch + channel
-        delta_at = delta + batch * delta_batch + channel
+        count = (end - start).to(tl.int32)  # steps are counted from the segment's first on
+        row_0 = batch * length + start
+        u_at = u + aligned(batch * u_batch, FULL) + start * u_row + channel
+        delta_at = delta + aligned(batch * delta_batch, FULL) + start * delta_row + channel
         if GATE:
-            z_at = z + batch * z_batch + channel
-        y_at = y + batch * length * dim + channel
-        B_at = B + (batch * length * GROUPS + group) * N
-        C_at = C + (batch * length * GROUPS + group) * N
-        next_delta = columns(delta_at, delta_row, start, end - 1, UNROLL, 1)
-        next_u = columns(u_at, u_row, start, end - 1, UNROLL, 1)
+            z_at = z + aligned(batch * z_batch, FULL) + start * z_row + channel
+        y_at = y + row_0 * dim + channel
+        B_at = B + (row_0 * GROUPS + group) * N
+        C_at = C + (row_0 * GROUPS + group) * N
+        next_delta = columns(delta_at, delta_row, 0, count - 1, UNROLL, 1)
+        next_u = columns(u_at, u_row, 0, count - 1, UNROLL, 1)
         next_z = ()
         if GATE:
-            next_z = columns(z_at, z_row, start, end - 1, UNROLL, 1)
-        next_B = rows(B_at, GROUPS * N, start, end - 1, N, PACKS, UNROLL, 1)
-        next_C = rows(C_at, GROUPS * N, start, end - 1, N, PACKS, UNROLL, 1)
-        for block in range(start, end, INTERVAL):
+            next_z = columns(z_at, z_row, 0, count - 1, UNROLL, 1)
+        next_B = rows(B_at, GROUPS * N, 0, count - 1, N, PACKS, UNROLL, 1)
+        next_C = rows(C_at, GROUPS * N, 0, count - 1, N, PACKS, UNROLL, 1)
+        for block in range(0, count, INTERVAL):
             if KEEP:
-                slot = (batch * length + block) // INTERVAL + sequence
+                slot = (row_0 + block) // INTERVAL + sequence
                 for n in tl.static_range(N):
                     tl.store(kept + (slot * N + n) * dim + channel, h[n], mask=present)
-            for first in range(block, tl.minimum(block + INTERVAL, end), UNROLL):
+            for first in range(block, tl.minimum(block + INTERVAL, count), UNROLL):
                 now_delta, now_u, now_z, now_B, now_C = next_delta, next_u, next_z, next_B, next_C
-                next_delta = columns(delta_at, delta_row, first + UNROLL, end - 1, UNROLL, 1)
-                next_u = columns(u_at, u_row, first + UNROLL, end - 1, UNROLL, 1)
+                next_delta = columns(delta_at, delta_row, first + UNROLL, count - 1, UNROLL, 1)
+                next_u = columns(u_at, u_row, first + UNROLL, count - 1, UNROLL, 1)
                 if GATE:
-                    next_z = columns(z_at, z_row, first + UNROLL, end - 1, UNROLL, 1)
-                next_B = rows(B_at, GROUPS * N, first + UNROLL, end - 1, N, PACKS, UNROLL, 1)
-                next_C = rows(C_at, GROUPS * N, first + UNROLL, end - 1, N, PACKS, UNROLL, 1)
+                    next_z = columns(z_at, z_row, first + UNROLL, count - 1, UNROLL, 1)
+                next_B = rows(B_at, GROUPS * N, first + UNROLL, count - 1, N, PACKS, UNROLL, 1)
+                next_C = rows(C_at, GROUPS * N, first + UNROLL, count - 1, N, PACKS, UNROLL, 1)
                 for i in tl.static_range(UNROLL):
-                    dt = tl.where(first + i < end, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
+                    dt = tl.where(first + i < count, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
                     x = now_u[i].to(tl.float32)
                     dtu = dt * x
                     b = numbers(now_B, i * (N // PACKS), N, PACKS, B.dtype.element_ty)
@@ -172,17 +193,30 @@ def outputs(
                     if GATE:
                         gate = now_z[i].to(tl.float32)
                         out *= gate * sigmoid(gate)
-                    t = tl.minimum(first + i, end - 1)
-                    tl.store(y_at + t * dim, out.to(y.dtype.element_ty), mask=present & (first + i < end))
+                    t = tl.minimum(first + i, count - 1).to(tl.int64)
+                    tl.store(y_at + t * dim, out.to(y.dtype.element_ty), mask=present & (first + i < count))
         if end == last:
             for n in tl.static_range(N):
                 tl.store(final + (sequence * dim + channel) * N + n, h[n], mask=present)
 
 
 @triton.jit
-def channels_of(block, blocks, share, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
-    """(group, channels clamped to the group's, which of them are there) of a block of channels of one group."""
+def aligned(offset, FULL: tl.constexpr):
+    """An offset that is a multiple of 16 where blocks are FULL: the compiler learns it from the multiplication."""
+    if FULL:
+        return offset // 16 * 16
+    else:
+        return offset
+
+
+@triton.jit
+def channels_of(block, blocks, share, GROUPS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr):
+    """(group, channels clamped to the group's, which of them are there) of a block of channels of one group. In FULL
+    blocks all are there, and loads may take several at a time."""
     per_group = blocks // GROUPS
     group = block // per_group
     within = (block % per_group) * BLOCK + tl.arange(0, BLOCK)
-    return group, group * share + tl.minimum(within, share - 1), within < share
+    if FULL:
+        return group, group * share + within, tl.full([BLOCK], True, tl.int1)
+    else:
+        return group, group * share + tl.minimum(within, share - 1), within < share

@@ -15,7 +15,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 def softplus(x):
     """max(x, 0) + log1p(e), e = exp(-|x|), where log1p(e) = 2 artanh(e / (2 + e)) keeps what is small exact."""
     e = tl.exp2(-tl.abs(x) * LOG2_E)
-    s = e / (2.0 + e)  # at most 1/3
+    s = e * reciprocal(2.0 + e)  # at most 1/3
     q = s * s
     series = 1.0 / 13.0
     series = series * q + 1.0 / 11.0
@@ -29,7 +29,14 @@ def softplus(x):
 
 @triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(-x * LOG2_E))
+    return reciprocal(1.0 + tl.exp2(-x * LOG2_E))
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x of what is at least 1, to 4e-7: a division would look for numbers too small and too large."""
+    root = tl.rsqrt(x)
+    return root * root
 
 
 @triton.jit
@@ -103,7 +110,7 @@ def columns(pointer, row_stride, first, last, UNROLL: tl.constexpr, STEP: tl.con
     found = ()
     for i in tl.static_range(UNROLL):
         t = tl.minimum(first + i, last) if STEP > 0 else tl.maximum(first - i, last)
-        found = found + (tl.load(pointer + t * row_stride),)
+        found = found + (tl.load(pointer + t.to(tl.int64) * row_stride),)
     return found
 
 
@@ -114,5 +121,13 @@ def rows(pointer, row_stride, first, last, N: tl.constexpr, PACKS: tl.constexpr,
     found = ()
     for i in tl.static_range(UNROLL):
         t = tl.minimum(first + i, last) if STEP > 0 else tl.maximum(first - i, last)
-        found = found + row(pointer + t * row_stride, N, PACKS)
+        found = found + row(pointer + t.to(tl.int64) * row_stride, N, PACKS)
     return found
+
+
+@triton.jit
+def fold(x, y, lane, BIT: tl.constexpr):
+    """Lanes with BIT clear get x of theirs and of the lane across that bit, lanes with it set y: half of the sum over
+    lanes of two values, in one exchange."""
+    upper = (lane & BIT) != 0
+    return tl.where(upper, y, x) + tl.gather(tl.where(upper, x, y), lane ^ BIT, 0)

@@ -1,0 +1,170 @@
+"""The forward kernel of the selective scan for many channels: SPLIT neighbouring lanes share the states of a channel.
+
+Where there are channels enough for every lane of the chip to have a share of one, sequences need not be cut up, and
+each exponential is taken once. The lanes of a channel take turns at what belongs to a step and not to a state: of SPLIT
+steps, lane j reads the inputs of the j-th, takes its dt, and writes its y, which is the sum of what all of them hold.
+"""
+
+import triton
+import triton.language as tl
+
+from mambakit.ops.triton.launch import Kernel
+from mambakit.ops.triton.selective_scan_forward import aligned
+from mambakit.ops.triton.selective_scan_steps import LOG2_E, fold, numbers, row, sigmoid, step_size
+
+LANES = tl.constexpr(32)
+_RUN_TIME_SIZES = ["length", "blocks", "u_batch", "delta_batch", "z_batch"]
+
+
+@Kernel
+@triton.jit(do_not_specialize=_RUN_TIME_SIZES)
+def split_outputs(
+    u, delta, A, B, C, D, z, delta_bias, initial, y, final, kept, length, dim, share, blocks,
+    u_batch, u_row, delta_batch, delta_row, z_batch, z_row,
+    N: tl.constexpr, GROUPS: tl.constexpr, SPLIT: tl.constexpr, FULL: tl.constexpr, PACKS: tl.constexpr,
+    INTERVAL: tl.constexpr, KEEP: tl.constexpr, INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr,
+    SKIP: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """What `outputs` does where a segment is a whole sequence of a batch. A program is LANES / SPLIT channels of one
+    group; SPLIT divides N."""
+    PER: tl.constexpr = N // SPLIT  # states of a lane
+    TOGETHER: tl.constexpr = LANES // SPLIT
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    block = tl.program_id(0) % blocks
+    per_group = blocks // GROUPS
+    group = block // per_group
+    lane = tl.arange(0, LANES)
+    turn = lane % SPLIT
+    within = (block % per_group) * TOGETHER + lane // SPLIT
+    present = within < share
+    channel = group * share + tl.minimum(within, share - 1)
+    bias = tl.load(delta_bias + channel) if BIAS else 0.0
+    skip = tl.load(D + channel) if SKIP else 0.0
+    own = turn * PER  # the first state of the lane
+    rates, h = (), ()
+    for k in tl.static_range(PER):
+        rates = rates + (tl.load(A + channel * N + own + k) * LOG2_E,)
+        if INITIAL:
+            h = h + (tl.load(initial + (batch * dim + channel) * N + own + k),)
+        else:
+            h = h + (tl.zeros([LANES], tl.float32),)
+    u_at = u + aligned(batch * u_batch, FULL) + channel
+    delta_at = delta + aligned(batch * delta_batch, FULL) + channel
+    if GATE:
+        z_at = z + aligned(batch * z_batch, FULL) + channel
+    y_at = y + batch * length * dim + channel
+    B_at = B + (batch * length * GROUPS + group) * N + own
+    C_at = C + (batch * length * GROUPS + group) * N + own
+    kept_at = kept + own * dim + channel
+    full = length // SPLIT * SPLIT
+    mine = tl.minimum(turn, length - 1).to(tl.int64)
+    next_delta, next_u = tl.load(delta_at + mine * delta_row), tl.load(u_at + mine * u_row)
+    next_z = next_u
+    if GATE:
+        next_z = tl.load(z_at + mine * z_row)
+    next_B = _clamped_rows(B_at, 0, length - 1, GROUPS * N, PER, PACKS, SPLIT)
+    next_C = _clamped_rows(C_at, 0, length - 1, GROUPS * N, PER, PACKS, SPLIT)
+    for first in range(0, full, SPLIT):
+        now_delta, now_u, now_z, now_B, now_C = next_delta, next_u, next_z, next_B, next_C
+        following = tl.minimum(first + SPLIT, full - SPLIT).to(tl.int64)
+        mine = following + turn
+        next_delta, next_u = tl.load(delta_at + mine * delta_row), tl.load(u_at + mine * u_row)
+        if GATE:
+            next_z = tl.load(z_at + mine * z_row)
+        next_B = _rows(B_at + following * (GROUPS * N), GROUPS * N, PER, PACKS, SPLIT)
+        next_C = _rows(C_at + following * (GROUPS * N), GROUPS * N, PER, PACKS, SPLIT)
+        dt = step_size(now_delta, bias, SOFTPLUS)
+        h, out = _steps(
+            h, rates, dt, now_u, now_z, now_B, now_C, skip, kept_at, batch, first, length, dim, lane, present,
+            N, SPLIT, PACKS, INTERVAL, KEEP, GATE, B.dtype.element_ty,
+        )  # fmt: skip
+        tl.store(y_at + (first + turn).to(tl.int64) * dim, out.to(y.dtype.element_ty), mask=present)
+    if full < length:
+        there = full + turn < length
+        mine = tl.minimum(full + turn, length - 1).to(tl.int64)
+        dt = tl.where(there, step_size(tl.load(delta_at + mine * delta_row), bias, SOFTPLUS), 0.0)
+        last_z = next_z
+        if GATE:
+            last_z = tl.load(z_at + mine * z_row)
+        last_B = _clamped_rows(B_at, full, length - 1, GROUPS * N, PER, PACKS, SPLIT)
+        last_C = _clamped_rows(C_at, full, length - 1, GROUPS * N, PER, PACKS, SPLIT)
+        h, out = _steps(
+            h, rates, dt, tl.load(u_at + mine * u_row), last_z, last_B, last_C, skip, kept_at, batch, full, length,
+            dim, lane, present, N, SPLIT, PACKS, INTERVAL, KEEP, GATE, B.dtype.element_ty,
+        )  # fmt: skip
+        tl.store(y_at + mine * dim, out.to(y.dtype.element_ty), mask=present & there)
+    for k in tl.static_range(PER):
+        tl.store(final + (batch * dim + channel) * N + own + k, h[k], mask=present)
+
+
+@triton.jit
+def _steps(
+    h, rates, dt, u, z, words_B, words_C, skip, kept_at, batch, first, length, dim, lane, present,
+    N: tl.constexpr, SPLIT: tl.constexpr, PACKS: tl.constexpr, INTERVAL: tl.constexpr, KEEP: tl.constexpr,
+    GATE: tl.constexpr, number_type: tl.constexpr,
+):  # fmt: skip
+    """SPLIT steps from `first` on: the states after them, and y of the step whose turn the lane has."""
+    PER: tl.constexpr = N // SPLIT
+    x = u.to(tl.float32)
+    dtu = dt * x
+    sums = ()
+    for i in tl.static_range(SPLIT):
+        if KEEP and i % INTERVAL == 0:
+            if (first + i) % INTERVAL == 0 and first + i < length:
+                slot = (batch * length + first + i) // INTERVAL + batch
+                for k in tl.static_range(PER):
+                    tl.store(kept_at + (slot * N + k) * dim, h[k], mask=present)
+        dt_i, dtu_i = _of_turn(dt, lane, i, SPLIT), _of_turn(dtu, lane, i, SPLIT)
+        b = numbers(words_B, i * (PER // PACKS), PER, PACKS, number_type)
+        c = numbers(words_C, i * (PER // PACKS), PER, PACKS, number_type)
+        total = dt * 0.0
+        after = ()
+        for k in tl.static_range(PER):
+            h_k = tl.exp2(dt_i * rates[k]) * h[k] + dtu_i * b[k]
+            total = h_k * c[k] if k == 0 else total + h_k * c[k]
+            after = after + (h_k,)
+        h = after
+        sums = sums + (total,)
+    out = _to_turns(sums, lane, SPLIT) + skip * x
+    if GATE:
+        gate = z.to(tl.float32)
+        out *= gate * sigmoid(gate)
+    return h, out
+
+
+@triton.jit
+def _rows(pointer, row_stride, PER: tl.constexpr, PACKS: tl.constexpr, SPLIT: tl.constexpr):
+    """PER numbers of B or C at each of SPLIT steps, as they lie, loaded before they are needed."""
+    words = ()
+    for i in tl.static_range(SPLIT):
+        words = words + row(pointer + i * row_stride, PER, PACKS)
+    return words
+
+
+@triton.jit
+def _clamped_rows(
+    pointer, first, last, row_stride, PER: tl.constexpr, PACKS: tl.constexpr, SPLIT: tl.constexpr
+):  # fmt: skip
+    """The same, of no row after `last`."""
+    words = ()
+    for i in tl.static_range(SPLIT):
+        words = words + row(pointer + tl.minimum(first + i, last).to(tl.int64) * row_stride, PER, PACKS)
+    return words
+
+
+@triton.jit
+def _of_turn(x, lane, TURN: tl.constexpr, SPLIT: tl.constexpr):
+    """In all lanes of a channel, what the lane of that turn holds."""
+    return tl.gather(x, lane // SPLIT * SPLIT + TURN, 0)
+
+
+@triton.jit
+def _to_turns(sums, lane, SPLIT: tl.constexpr):
+    """Of SPLIT values the sums over the lanes of a channel, the j-th in the j-th lane: half of them go each time."""
+    for level in tl.static_range(4):
+        if (SPLIT >> level) > 1:
+            folded = ()
+            for i in tl.static_range(SPLIT >> (level + 1)):
+                folded = folded + (fold(sums[2 * i], sums[2 * i + 1], lane, 1 << level),)
+            sums = folded
+    return sums[0]

@@ -1,0 +1,114 @@
+"""Launches: whichever way a kernel is launched, it does what Triton's own launch of it does."""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+triton = pytest.importorskip("triton")
+
+import triton.language as tl  # noqa: E402
+
+from mambakit.ops.triton.launch import Kernel  # noqa: E402
+
+
+@triton.jit(do_not_specialize=["offset"])
+def _plain(x, y, out, offset, scale, SIGN: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    value = tl.load(x + i).to(tl.float32) * scale
+    if y is not None:
+        value += tl.load(y + i).to(tl.float32)
+    tl.store(out + i, (SIGN * value + (offset % 7).to(tl.float32)).to(out.dtype.element_ty))
+
+
+class _Recorder:
+    """In place of a kernel that Triton does not compile, such as one of its interpreter."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[object, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> object:
+        return lambda *args, **constants: self.launches.append((grid, args, constants))
+
+
+def test_what_triton_does_not_compile_is_launched_as_it_is_given() -> None:
+    recorder, x = _Recorder(), torch.zeros(3)
+    kernel = Kernel(recorder)
+    kernel[2, 3](x, None, 5, 1 << 40, BLOCK=4)
+    assert recorder.launches == [((2, 3), (x, None, 5, 1 << 40), {"BLOCK": 4})]
+
+
+def test_a_bound_launch_takes_the_tensors_alone() -> None:
+    recorder, x, y = _Recorder(), torch.zeros(3), torch.ones(3)
+    launch_of = Kernel(recorder).bind((4,), 7, SIGN=-1)
+    launch_of(x, None)
+    launch_of(y, x)
+    assert [args for _, args, _ in recorder.launches] == [(x, None, 7), (y, x, 7)]
+
+
+def test_another_triton_launches_its_kernels_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "__version__", "99.1.0+later")
+    assert not Kernel(_plain)._direct
+
+
+def _on_gpu(
+    kernel: object, dtype: torch.dtype, *, with_y: bool, skew: int, offset: int, scale: int, sign: int
+) -> Tensor:
+    make = torch.Generator("cuda").manual_seed(0)
+    x, y = (torch.randn(64 + skew, generator=make, device="cuda").to(dtype)[skew:] for _ in range(2))
+    out = torch.full((64,), torch.nan, device="cuda", dtype=dtype)
+    kernel[(1,)](x, y if with_y else None, out, offset, scale, SIGN=sign, BLOCK=64)  # type: ignore[index]
+    return out
+
+
+@pytest.mark.gpu
+def test_every_form_of_a_kernel_is_told_apart_from_the_others() -> None:
+    kernel = Kernel(_plain)
+    forms: list[dict[str, Any]] = [
+        {"dtype": dtype, "with_y": with_y, "skew": skew, "offset": offset, "scale": scale, "sign": sign}
+        for dtype in (torch.float32, torch.bfloat16)
+        for with_y in (True, False)
+        for skew in (0, 1)  # of 1: not aligned
+        for offset, scale in ((1, 1), (16, 16), (3, 5), (1 << 40, 1))
+        for sign in (1, -1)
+    ]
+    for form in forms * 2:  # at the second time nothing is compiled
+        torch.testing.assert_close(_on_gpu(kernel, **form), _on_gpu(_plain, **form), rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_a_profilers_hooks_hear_of_launches() -> None:
+    kernel = Kernel(_plain)
+    heard: list[object] = []
+    form: dict[str, Any] = {"dtype": torch.float32, "with_y": True, "skew": 0, "offset": 1, "scale": 1, "sign": 1}
+    _on_gpu(kernel, **form)
+    hook = triton.knobs.runtime.launch_enter_hook
+    listener = heard.append
+    hook.add(listener)
+    try:
+        _on_gpu(kernel, **form)
+    finally:
+        hook.remove(listener)
+    assert len(heard) == 1
+
+
+@pytest.mark.gpu
+def test_a_graph_captures_direct_launches() -> None:
+    kernel = Kernel(_plain)
+    x, out = torch.ones(64, device="cuda"), torch.zeros(64, device="cuda")
+
+    def call() -> None:
+        kernel[(1,)](x, None, out, 7, 3, SIGN=1, BLOCK=64)
+
+    for _ in range(2):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    x.fill_(2.0)
+    graph.replay()
+    assert (out == 6.0).all()
