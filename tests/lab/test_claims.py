@@ -16,7 +16,7 @@ def record(one: Claim | Effect, *values: float, seed: int = 0, preset: str = "pa
     """The lines of a run at a claim's settings, with an evaluation for each value."""
     settings = experiment_of(one).settings()
     settings["training"] |= training
-    lines: list[Any] = [{"kind": "run", "seed": seed, "preset": preset, "settings": settings}]
+    lines: list[Any] = [{"kind": "run", "seed": seed, "preset": preset, "settings": settings, "device": "cpu"}]
     lines += [
         {"kind": "evaluation", "step": step, "splits": {one.split: {"token": v, "sequence": v}}}
         for step, v in enumerate(values)

@@ -7,12 +7,13 @@ it alone.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambakit.lab.short_mamba2 import without_states
 from mambakit.lab.tasks.batch import IGNORED
 from mambakit.training.optimizer import parameter_groups
 
@@ -29,7 +30,7 @@ class GroupedModels:
     """
 
     def __init__(self, models: Sequence[nn.Module], *, loop: bool = False) -> None:
-        self._skeleton = models[0]
+        self._skeleton, self._stepped = models[0], without_states(models[0])
         self.count, self._loop = len(models), loop or len(models) == 1
         self.parameters: dict[str, Tensor] = {}
         self._frozen: dict[str, Tensor] = {}
@@ -49,7 +50,7 @@ class GroupedModels:
         """Logits of the last `answers` tokens of every model's own tokens (models, batch, length)."""
 
         def one(parameters: dict[str, Tensor], own: Tensor) -> Tensor:
-            return torch.func.functional_call(self._skeleton, parameters, (own, answers))
+            return torch.func.functional_call(self._stepped, parameters, (own, answers))
 
         stacked = self.parameters | self._frozen
         if not self._loop:
@@ -68,14 +69,6 @@ class GroupedModels:
     def weights(self, index: int) -> dict[str, Tensor]:
         """One model's parameters by name, on the CPU."""
         return {name: p[index].detach().cpu().clone() for name, p in (self.parameters | self._frozen).items()}
-
-
-class Pace(NamedTuple):
-    """The numbers of one step of AdamW; on the device, so that a captured step can be replayed with others."""
-
-    steps: Tensor  # (models,), learning rates over 1 - beta1^number
-    kept: Tensor  # (models,), what weight decay leaves of a parameter
-    roots: Tensor  # (), 1 / sqrt(1 - beta2^number)
 
 
 def losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -105,23 +98,33 @@ class GroupedAdamW:
         self.means = [torch.zeros_like(p) for p in self._parameters]
         self.squares = [torch.zeros_like(p) for p in self._parameters]
 
-    def pace(self, number: int, rates: Sequence[float], decays: Sequence[float]) -> "Pace":
-        """Of step `number` (1, 2, ...), with every model's learning rate and weight decay."""
+    def paces(self, rates: Sequence[Sequence[float]], decays: Sequence[float]) -> Tensor:
+        """The numbers of every step, a row each: on the device, so that no step waits for them.
+
+        Args:
+            rates: of every step, every model's learning rate.
+            decays: every model's weight decay.
+
+        Returns:
+            (steps, 2 models + 1): rates over 1 - beta1^number, what decay leaves of a parameter, and
+            1 / sqrt(1 - beta2^number), the number being 1 in the first row.
+        """
         first, second = self._betas
-        steps = [rate / (1 - first**number) for rate in rates]
-        kept = [1 - rate * decay for rate, decay in zip(rates, decays, strict=True)]
-        device = self._parameters[0].device
-        packed = torch.tensor([*steps, *kept, (1 - second**number) ** -0.5], device=device)
-        return Pace(packed[: len(steps)], packed[len(steps) : -1], packed[-1])
+        rate = torch.tensor(rates, dtype=torch.float64)  # (steps, models)
+        number = torch.arange(1, len(rate) + 1, dtype=torch.float64)[:, None]
+        kept = 1 - rate * torch.tensor(decays, dtype=torch.float64)
+        table = torch.cat([rate / (1 - first**number), kept, (1 - second**number) ** -0.5], dim=1)
+        return table.to(self._parameters[0])
 
     @torch.no_grad()
-    def step(self, pace: "Pace", clip: float | None) -> Tensor:
+    def step(self, pace: Tensor, clip: float | None) -> Tensor:
         """Take a step and clear the gradients; return every model's gradient norm, (models,).
 
         Args:
-            pace: of this step.
+            pace: its row of `paces`.
             clip: the greatest norm of a model's gradient; None for any.
         """
+        rates, kept, root = pace.split([len(pace) // 2, len(pace) // 2, 1])
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         norms = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()
         if clip is not None:
@@ -133,13 +136,13 @@ class GroupedAdamW:
         torch._foreach_mul_(self.squares, second)
         torch._foreach_addcmul_(self.squares, grads, grads, 1 - second)
         roots = torch._foreach_sqrt(self.squares)
-        torch._foreach_mul_(roots, pace.roots)
+        torch._foreach_mul_(roots, root.squeeze())
         torch._foreach_add_(roots, self._eps)
         steps = torch._foreach_div(self.means, roots)
-        torch._foreach_mul_(steps, [_spread(pace.steps, p) for p in self._parameters])
+        torch._foreach_mul_(steps, [_spread(rates, p) for p in self._parameters])
         pulled = [p for p, decays_it in zip(self._parameters, self._decayed, strict=True) if decays_it]
         if pulled:
-            torch._foreach_mul_(pulled, [_spread(pace.kept, p) for p in pulled])
+            torch._foreach_mul_(pulled, [_spread(kept, p) for p in pulled])
         torch._foreach_sub_(self._parameters, steps)
         for parameter in self._parameters:
             parameter.grad = None
@@ -151,7 +154,7 @@ def train_step(
     optimizer: GroupedAdamW,
     tokens: Tensor,
     targets: Tensor,
-    pace: Pace,
+    pace: Tensor,
     clip: float | None,
 ) -> Tensor:
     """One step on tokens (models, batch, length) and targets (models, batch, answers); every model's loss, (models,).
@@ -162,46 +165,6 @@ def train_step(
     found.sum().backward()
     optimizer.step(pace, clip)
     return found.detach()
-
-
-class CapturedSteps:
-    """`train_step` captured once as a CUDA graph and replayed: a small model's step costs its kernels, no Python.
-
-    The first steps of every shape of batch are taken as they are, on a stream of their own, as capturing wants it.
-
-    Args:
-        grouped, optimizer, clip: of `train_step`; the models are on a CUDA device.
-    """
-
-    _UNCAPTURED = 3
-
-    def __init__(self, grouped: GroupedModels, optimizer: GroupedAdamW, clip: float | None) -> None:
-        self._grouped, self._optimizer, self._clip = grouped, optimizer, clip
-        self._taken: dict[torch.Size, int] = {}
-        self._captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
-
-    def __call__(self, tokens: Tensor, targets: Tensor, pace: Pace) -> Tensor:
-        """Every model's loss, (models,)."""
-        shape, given = tokens.shape, (tokens, targets, *pace)
-        taken = self._taken[shape] = self._taken.get(shape, 0) + 1
-        if taken <= self._UNCAPTURED:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                found = train_step(self._grouped, self._optimizer, tokens, targets, pace, self._clip)
-            torch.cuda.current_stream().wait_stream(stream)
-            return found
-        if shape not in self._captured:
-            graph, places = torch.cuda.CUDAGraph(), tuple(tensor.clone() for tensor in given)
-            with torch.cuda.graph(graph):
-                own = places[0], places[1], Pace(*places[2:])
-                found = train_step(self._grouped, self._optimizer, *own, self._clip)
-            self._captured[shape] = graph, places, found
-        graph, places, found = self._captured[shape]
-        for place, tensor in zip(places, given, strict=True):
-            place.copy_(tensor)
-        graph.replay()
-        return found.clone()
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> Any:

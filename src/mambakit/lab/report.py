@@ -178,7 +178,7 @@ def _found(one: Claim | Effect, claims: Claims, records: Sequence[Record] | None
     if records is not None:
         return compare(one, [record.lines for record in records])
     entry = claims.measured_of(one)
-    return Found(entry.seeds, entry.best, entry.last) if entry else None
+    return Found(entry.seeds, entry.best, entry.last, entry.differing, entry.device) if entry else None
 
 
 def _published(cells: Sequence[Claim]) -> str:
