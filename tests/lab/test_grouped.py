@@ -25,7 +25,7 @@ def member(name: str, mixer: str, index: int) -> MambaForComposite:
 
 def trained_together(name: str, mixer: str, *, loop: bool) -> GroupedModels:
     grouped = GroupedModels([member(name, mixer, index) for index in range(3)], loop=loop)
-    optimizer = GroupedAdamW(list(grouped.parameters.values()), grouped.decayed)
+    optimizer = GroupedAdamW(grouped)
     batches = TrainingBatches(TASK, SEEDS, BATCH, CPU)
     paces = optimizer.paces([RATES] * STEPS, [DECAY] * 3)
     for step in range(STEPS):
@@ -67,13 +67,13 @@ def test_each_member_ends_as_it_does_alone(name: str, mixer: str, loop: bool) ->
 
 
 def test_one_members_gradient_does_not_clip_another() -> None:
-    parameter = torch.zeros(2, 3, requires_grad=True)
-    optimizer = GroupedAdamW([parameter], [False])
-    parameter.grad = torch.tensor([[3.0, 0.0, 4.0], [0.1, 0.0, 0.0]])
+    grouped = GroupedModels([torch.nn.Linear(3, 1, bias=False) for _ in range(2)])
+    optimizer = GroupedAdamW(grouped)
+    grouped.parameters["weight"].grad = torch.tensor([[[3.0, 0.0, 4.0]], [[0.1, 0.0, 0.0]]])
     norms = optimizer.step(optimizer.paces([[1.0, 1.0]], [0.0, 0.0])[0], clip=1.0)
     torch.testing.assert_close(norms, torch.tensor([5.0, 0.1]))
     # After one step the means are a tenth of the clipped gradients.
-    torch.testing.assert_close(optimizer.means[0], torch.tensor([[0.06, 0.0, 0.08], [0.01, 0.0, 0.0]]))
+    torch.testing.assert_close(optimizer.means, torch.tensor([[0.06, 0.0, 0.08], [0.01, 0.0, 0.0]]))
 
 
 def test_losses_count_what_was_asked_for_alone() -> None:

@@ -1,90 +1,94 @@
-"""Mamba-2 over a few tokens by one kernel: what it gives is what the mixer gives. Triton's interpreter runs it here."""
+"""Mamba-2 over a few tokens: what the kernels give is what the models give. Triton's interpreter runs them here."""
 
 import importlib.util
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mambakit.lab import short_mamba2
-from mambakit.lab.mixers import GatedMamba2, ResidualMamba2
-from mambakit.lab.models import MambaForComposite
-from mambakit.lab.short_mamba2 import mixed, without_states
-from mambakit.nn import Mamba2
+from mambakit.lab.grouped import GroupedModels, losses
+from mambakit.lab.models import MODELS, MambaForComposite
+from mambakit.lab.short_mamba2 import has_kernels, logits, serves
 
-MODELS, BATCH, LENGTH, DIM = 2, 3, 4, 16
+MODELS_OF_A_GROUP, BATCH, LENGTH, VOCABULARY = 2, 3, 4, 11
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
 
-def mixer(kind: type[Mamba2] = Mamba2) -> Mamba2:
+def model(name: str = "standard", **options: Any) -> Any:
     torch.manual_seed(0)
-    return kind(DIM, d_state=32, headdim=2 * DIM)
+    return MODELS[name](2, 0.5, VOCABULARY, d_model=16, **{"d_state": 32, **options})
 
 
-def stacked(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters of several such mixers, (MODELS, ...) each, away from where ones and zeros hide mistakes."""
+def stacked(one: MambaForComposite) -> dict[str, Tensor]:
+    """Parameters of several such models, away from where ones and zeros hide mistakes."""
     generator = torch.Generator().manual_seed(1)
     found = {}
-    for name, parameter in module.named_parameters():
-        spread = 0.3 * torch.randn(MODELS, *parameter.shape, generator=generator)
-        found[name] = (parameter.detach() + spread).requires_grad_()
+    for name, parameter in one.named_parameters():
+        spread = 0.3 * torch.randn(MODELS_OF_A_GROUP, *parameter.shape, generator=generator)
+        found[name] = (parameter.detach() + spread).requires_grad_(parameter.requires_grad)
     return found
 
 
 @needs_triton
-@pytest.mark.parametrize("kind", [Mamba2, ResidualMamba2, GatedMamba2])
-def test_output_and_gradients_are_those_of_the_mixer(kind: type[Mamba2]) -> None:
-    one = mixer(kind)
-    generator = torch.Generator().manual_seed(2)
-    x, weight = (torch.randn(MODELS, BATCH, LENGTH, DIM, generator=generator) for _ in range(2))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("standard", {}),
+        ("standard", {"tie_embeddings": True}),
+        ("ones", {}),
+        ("learned", {}),
+        ("sinusoidal", {}),
+        ("residual", {}),
+        ("gated", {}),
+    ],
+)
+def test_logits_and_gradients_are_those_of_the_models(name: str, options: dict[str, Any]) -> None:
+    one = model(name, **options)
+    assert has_kernels(one)
+    tokens = torch.randint(0, VOCABULARY, (MODELS_OF_A_GROUP, BATCH, LENGTH))
+    targets = torch.randint(0, VOCABULARY, (MODELS_OF_A_GROUP, BATCH, 2))
     found = []
-    for call in (lambda x: mixed(one, x), lambda x: one(x)[0]):
-        module = _Called(one, call)
-        parameters, given = stacked(module), x.clone().requires_grad_()
+    for by_kernels in (True, False):
+        parameters = stacked(one)
 
-        def apply(own: Any, x: Tensor, module: nn.Module = module) -> Tensor:
-            return torch.func.functional_call(module, own, (x,))
+        def apply(own: Any, rows: Tensor) -> Tensor:
+            return torch.func.functional_call(one, own, (rows, 2))
 
-        y = torch.vmap(apply)(parameters, given)
-        (y * weight).sum().backward()
-        found.append([y.detach(), given.grad, *(parameter.grad for parameter in parameters.values())])
+        if by_kernels:
+            made = logits(one, parameters, tokens, 2)
+        else:
+            made = torch.stack([apply({n: p[i] for n, p in parameters.items()}, tokens[i]) for i in range(2)])
+        losses(made, targets).sum().backward()
+        found.append([made.detach(), *(p.grad for p in parameters.values() if p.requires_grad)])
     for got, expected in zip(*found, strict=True):
+        assert got is not None
         assert (got - expected).norm() <= 1e-4 * expected.norm()
 
 
-@needs_triton
-def test_a_single_model_needs_no_axis_of_models() -> None:
-    one = mixer()
-    x = torch.randn(BATCH, LENGTH, DIM, requires_grad=True)
-    y = mixed(one, x)
-    torch.testing.assert_close(y, one(x)[0], rtol=1e-4, atol=1e-5)
-    y.sum().backward()
-    assert x.grad is not None
-    assert x.grad.shape == x.shape
-
-
 @pytest.mark.parametrize(
-    "options", [{"d_state": 24}, {"headdim": DIM}, {"conv_bias": False}, {"bias": True}, {"norm_before_gate": True}]
+    "options",
+    [
+        {"mixer": "mamba"},
+        {"mixer": "mamba3"},
+        {"d_state": 24},
+        {"headdim": 16},
+        {"mixer_options": {"conv_bias": False}},
+        {"mixer_options": {"bias": True}},
+        {"mixer_options": {"norm_before_gate": True}},
+        {"dtype": torch.float64},
+    ],
 )
-def test_a_mixer_of_another_kind_stays_as_it_is(options: dict[str, Any]) -> None:
-    model = nn.Sequential(Mamba2(DIM, **{"d_state": 32, "headdim": 2 * DIM, **options}))
-    assert "forward" not in vars(without_states(model)[0])  # type: ignore[index]
+def test_models_of_another_kind_have_no_kernels(options: dict[str, Any]) -> None:
+    assert not has_kernels(model(**options))
 
 
-def test_without_a_gpu_the_model_is_stepped_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(short_mamba2, "mixed", lambda *_: pytest.fail("the kernel was called"))
-    model = MambaForComposite(2, d_model=DIM, d_state=32)
-    tokens = torch.randint(0, 201, (BATCH, LENGTH))
-    assert torch.equal(without_states(model)(tokens), model(tokens))
+def test_a_transformer_has_no_kernels() -> None:
+    assert not has_kernels(MODELS["transformer"](2, d_model=16))
 
 
-class _Called(nn.Module):
-    """A mixer's parameters under another forward."""
-
-    def __init__(self, one: Mamba2, call: Any) -> None:
-        super().__init__()
-        self.one, self._call = one, call
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._call(x)
+def test_without_a_gpu_groups_are_run_as_before() -> None:
+    tokens = torch.randint(0, VOCABULARY, (MODELS_OF_A_GROUP, BATCH, LENGTH))
+    one = model()
+    assert not serves(one, tokens)
+    assert torch.equal(GroupedModels([one, one], loop=True)(tokens, 1)[0], one(tokens[0], 1))

@@ -22,7 +22,7 @@ def group(device: torch.device) -> tuple[GroupedModels, GroupedAdamW]:
         seeded(lambda: MambaForComposite(2, d_model=16, d_state=32, headdim=32), seed).to(device) for seed in SEEDS
     ]
     grouped = GroupedModels(models)
-    return grouped, GroupedAdamW(list(grouped.parameters.values()), grouped.decayed)
+    return grouped, GroupedAdamW(grouped)
 
 
 def plainly(task: Any, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:

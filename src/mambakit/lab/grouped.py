@@ -7,13 +7,14 @@ it alone.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambakit.lab.short_mamba2 import without_states
+from mambakit.lab import short_mamba2
+from mambakit.lab.models import MambaForComposite
 from mambakit.lab.tasks.batch import IGNORED
 from mambakit.training.optimizer import parameter_groups
 
@@ -30,29 +31,40 @@ class GroupedModels:
     """
 
     def __init__(self, models: Sequence[nn.Module], *, loop: bool = False) -> None:
-        self._skeleton, self._stepped = models[0], without_states(models[0])
+        self._skeleton = models[0]
         self.count, self._loop = len(models), loop or len(models) == 1
-        self.parameters: dict[str, Tensor] = {}
-        self._frozen: dict[str, Tensor] = {}
         of_models = [dict(model.named_parameters()) for model in models]
-        for name, parameter in of_models[0].items():
-            stacked = torch.stack([parameters[name].detach() for parameters in of_models])
-            if parameter.requires_grad:
-                self.parameters[name] = stacked.requires_grad_()
-            else:
-                self._frozen[name] = stacked
+        trained = [name for name, parameter in of_models[0].items() if parameter.requires_grad]
+        self.flat = torch.stack([torch.cat([own[name].detach().flatten() for name in trained]) for own in of_models])
+        """All that is trained, (models, numbers): `parameters` are views of it."""
+        self.parameters: dict[str, Tensor] = {}
+        sizes = [of_models[0][name].numel() for name in trained]
+        for name, part in zip(trained, self.flat.split(sizes, dim=1), strict=True):
+            self.parameters[name] = part.unflatten(1, of_models[0][name].shape or (1,)).requires_grad_()
+        self._frozen = {
+            name: torch.stack([own[name].detach() for own in of_models])
+            for name in of_models[0]
+            if name not in self.parameters
+        }
         groups = parameter_groups(models[0], 1.0)
         decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
-        self.decayed = [id(of_models[0][name]) in decayed for name in self.parameters]
-        """Of each parameter, whether weight decay pulls it: matrices and kernels, not rates, biases and norms."""
+        self.decayed = torch.cat(
+            [
+                torch.full((size,), float(id(of_models[0][name]) in decayed))
+                for name, size in zip(trained, sizes, strict=True)
+            ]
+        ).to(self.flat)
+        """1 where weight decay pulls a number of `flat`, in matrices and kernels; 0 in rates, biases and norms."""
 
     def __call__(self, tokens: Tensor, answers: int) -> Tensor:
         """Logits of the last `answers` tokens of every model's own tokens (models, batch, length)."""
 
         def one(parameters: dict[str, Tensor], own: Tensor) -> Tensor:
-            return torch.func.functional_call(self._stepped, parameters, (own, answers))
+            return torch.func.functional_call(self._skeleton, parameters, (own, answers))
 
         stacked = self.parameters | self._frozen
+        if short_mamba2.serves(self._skeleton, tokens):
+            return short_mamba2.logits(cast(MambaForComposite, self._skeleton), stacked, tokens, answers)
         if not self._loop:
             return torch.vmap(one, randomness="different")(stacked, tokens)
         return torch.stack(
@@ -82,21 +94,16 @@ class GroupedAdamW:
     """AdamW (arXiv 1711.05101) over stacked parameters, each model with its own rate, decay and clipping.
 
     Args:
-        parameters: (models, ...) each.
-        decayed: of each, whether weight decay pulls it.
+        grouped: whose parameters are trained.
         betas, eps: AdamW's.
+
+    Attributes:
+        means, squares: of the gradients, (models, numbers) as `grouped.flat`.
     """
 
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        decayed: Sequence[bool],
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        self._parameters, self._decayed, self._betas, self._eps = list(parameters), list(decayed), betas, eps
-        self.means = [torch.zeros_like(p) for p in self._parameters]
-        self.squares = [torch.zeros_like(p) for p in self._parameters]
+    def __init__(self, grouped: GroupedModels, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        self._grouped, self._betas, self._eps = grouped, betas, eps
+        self.means, self.squares = torch.zeros_like(grouped.flat), torch.zeros_like(grouped.flat)
 
     def paces(self, rates: Sequence[Sequence[float]], decays: Sequence[float]) -> Tensor:
         """The numbers of every step, a row each: on the device, so that no step waits for them.
@@ -114,7 +121,7 @@ class GroupedAdamW:
         number = torch.arange(1, len(rate) + 1, dtype=torch.float64)[:, None]
         kept = 1 - rate * torch.tensor(decays, dtype=torch.float64)
         table = torch.cat([rate / (1 - first**number), kept, (1 - second**number) ** -0.5], dim=1)
-        return table.to(self._parameters[0])
+        return table.to(self._grouped.flat)
 
     @torch.no_grad()
     def step(self, pace: Tensor, clip: float | None) -> Tensor:
@@ -125,26 +132,18 @@ class GroupedAdamW:
             clip: the greatest norm of a model's gradient; None for any.
         """
         rates, kept, root = pace.split([len(pace) // 2, len(pace) // 2, 1])
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        norms = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()
+        parameters = self._grouped.parameters.values()
+        grad = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten(1) for p in parameters], dim=1)
+        norms = grad.square().sum(1).sqrt()
         if clip is not None:
             # As torch.nn.utils.clip_grad_norm_ does.
-            factors = (clip / (norms + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(grads, [_spread(factors, grad) for grad in grads])
+            grad *= (clip / (norms + 1e-6)).clamp(max=1.0)[:, None]
         first, second = self._betas
-        torch._foreach_lerp_(self.means, grads, 1 - first)
-        torch._foreach_mul_(self.squares, second)
-        torch._foreach_addcmul_(self.squares, grads, grads, 1 - second)
-        roots = torch._foreach_sqrt(self.squares)
-        torch._foreach_mul_(roots, root.squeeze())
-        torch._foreach_add_(roots, self._eps)
-        steps = torch._foreach_div(self.means, roots)
-        torch._foreach_mul_(steps, [_spread(rates, p) for p in self._parameters])
-        pulled = [p for p, decays_it in zip(self._parameters, self._decayed, strict=True) if decays_it]
-        if pulled:
-            torch._foreach_mul_(pulled, [_spread(kept, p) for p in pulled])
-        torch._foreach_sub_(self._parameters, steps)
-        for parameter in self._parameters:
+        self.means.lerp_(grad, 1 - first)
+        self.squares.mul_(second).addcmul_(grad, grad, value=1 - second)
+        step = self.means / (self.squares.sqrt() * root + self._eps) * rates[:, None]
+        self._grouped.flat.mul_(1 - self._grouped.decayed * (1 - kept[:, None])).sub_(step)
+        for parameter in parameters:
             parameter.grad = None
         return norms
 
@@ -172,8 +171,3 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
-
-
-def _spread(values: Tensor, like: Tensor) -> Tensor:
-    """values (models,) with as many axes as `like`."""
-    return values.view(-1, *[1] * (like.dim() - 1))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mambakit import __version__
 from mambakit.errors import ArtefactError, DataError
@@ -129,9 +130,8 @@ class _Run:
         ]
         self._grouped = GroupedModels(models, loop=loop)
         self._training = training = experiment.training
-        parameters = list(self._grouped.parameters.values())
         betas = training.beta1, training.beta2
-        self._optimizer = optimizer = GroupedAdamW(parameters, self._grouped.decayed, betas, training.eps)
+        self._optimizer = optimizer = GroupedAdamW(self._grouped, betas, training.eps)
         self._steps, self._every = training.steps_for(self._task)
         self._batches = TrainingBatches(self._task, [m.seed for m in members], training.batch_size, device)
         rates = [[own.rate(step, self._steps) for own in self._own] for step in range(self._steps)]
@@ -248,14 +248,14 @@ class _Run:
         return "right: " + ", ".join(f"{split} {share:.3f}" for split, share in means.items())
 
     def _save(self) -> None:
-        names = list(self._grouped.parameters)
-        tensors = {f"weight.{name}": p.detach() for name, p in self._grouped.parameters.items()}
-        tensors |= {f"mean.{name}": t for name, t in zip(names, self._optimizer.means, strict=True)}
-        tensors |= {f"square.{name}": t for name, t in zip(names, self._optimizer.squares, strict=True)}
         state = {"step": self._step, "seconds": self._seconds, "lines": self._lines}
-        save_checkpoint(self._folder, self._step, tensors, state)
+        save_checkpoint(self._folder, self._step, self._trained(), state)
         for member, lines in zip(self._members, self._lines, strict=True):
             write_lines(self._folder, member, lines)
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What steps change."""
+        return {"weights": self._grouped.flat, "means": self._optimizer.means, "squares": self._optimizer.squares}
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -263,14 +263,8 @@ class _Run:
         if kept is None:
             return
         tensors, state = kept
-        parts = {
-            "weight": self._grouped.parameters.values(),
-            "mean": self._optimizer.means,
-            "square": self._optimizer.squares,
-        }
-        for part, targets in parts.items():
-            for name, target in zip(self._grouped.parameters, targets, strict=True):
-                target.copy_(tensors[f"{part}.{name}"])
+        for name, tensor in self._trained().items():
+            tensor.copy_(tensors[name])
         self._step, self._seconds, self._lines = state["step"], state["seconds"], state["lines"]
 
 

@@ -1,18 +1,21 @@
-"""Mamba-2 with one head over sequences of a few tokens, many models at once: what stands between the projections.
+"""Stacks of Mamba-2 with one head over sequences of a few tokens, many models at once, for training on a GPU.
 
+    n       = hidden / rms(hidden)
+    z, x, B, C, dt = (in_proj norm) n
     x, B, C = silu(conv(x, B, C))  [+ or * themselves]
     y       = ssd(x, softplus(dt + dt_bias), -exp(A_log), B, C, D)
-    mixed   = norm(y silu(z))
+    hidden += out_proj norm(y silu(z))
 
 `nn.Mamba2` runs these as operations for any length, whose scan is made for chunks of 16 to 64 tokens and keeps a state
-for each, larger than eight tokens are. Here they are one kernel forward and one backward, which read and write what the
-projections made and take, and no more. There is no state before and none after: this is for training and for judging
-whole sequences (`lab.grouped`).
+for each, larger than eight tokens are. Here what stands between the projections is one kernel forward and one backward,
+which read and write what the projections made and take, and no more. The norm's weight goes into the in-projection, and
+the gradients of the projections are summed in parts, so that a few narrow matrices fill a GPU.
+
+There is no state before and none after: this is for training and for judging whole sequences (`lab.grouped`).
 """
 
-import copy
-import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,41 +24,91 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mambakit.lab.mixers import GatedMamba2, ResidualMamba2
+from mambakit.lab.models import MambaForComposite, MambaPosEncoding, sinusoids
 from mambakit.nn import Mamba2
-from mambakit.nn.mamba2 import Mamba2State
 from mambakit.ops import triton
 
 _KERNELS = triton.Kernels("short_mamba2")
-
 _LONGEST = 10  # tokens; all pairs of them are written out
 _PATHS: dict[type[nn.Module], int] = {Mamba2: 0, ResidualMamba2: 1, GatedMamba2: 2}
-_PROGRAMS_FORWARD, _PROGRAMS_BACKWARD = 12, 8  # for each processor: as many warps as its registers hold
 _PROCESSORS = 132
+_PROGRAMS = 12  # for each processor, of a kernel: as many as its registers hold
+_LAUNCH: dict[str, Any] = {"num_warps": 1}
+_LAUNCH_BACKWARD: dict[str, Any] = {"num_warps": 1}
+_PARTS = 16  # that a weight's gradient is summed in
 
 
-def without_states(model: nn.Module) -> nn.Module:
-    """A copy of the model whose Mamba-2 mixers take short sequences as one kernel, and then return no state.
-
-    What the kernel does not serve (longer sequences, several heads, a device without Triton) is done as before.
-    """
-    copied = copy.deepcopy(model)
-    for mixer in copied.modules():
-        if isinstance(mixer, Mamba2) and _has_one_kernel(mixer):
-            mixer.forward = functools.partial(_forward, mixer)  # type: ignore[method-assign]
-    return copied
-
-
-def _forward(mixer: Mamba2, x: Tensor, state: Mamba2State | None = None, **options: Any) -> tuple[Tensor, Any]:
-    whole = state is None and options.get("cu_seqlens") is None
-    whole = whole and x.shape[1] <= _LONGEST and x.dtype == torch.float32
-    if whole and x.is_cuda and triton.refusal(x.device) is None:
-        return mixed(mixer, x), None
-    return type(mixer).forward(mixer, x, state, **options)
-
-
-def _has_one_kernel(mixer: Mamba2) -> bool:
+def serves(model: nn.Module, tokens: Tensor) -> bool:
+    """Whether `logits` gives what `model` gives for such tokens, on their device."""
     return (
-        type(mixer) in _PATHS
+        isinstance(model, MambaForComposite)
+        and tokens.shape[-1] <= _LONGEST
+        and tokens.is_cuda
+        and triton.refusal(tokens.device) is None
+        and has_kernels(model)
+    )
+
+
+def has_kernels(model: MambaForComposite) -> bool:
+    """Whether the model is of the kind and the widths that the kernels are made for."""
+    width = model.embedding.embedding_dim
+    return (
+        model.embedding.weight.dtype == torch.float32
+        and _is_power(width, 16)
+        and all(layer.mlp is None and _mixer_has_kernels(layer.mixer) for layer in model.backbone.layers)
+    )
+
+
+def logits(model: MambaForComposite, parameters: Mapping[str, Tensor], tokens: Tensor, answers: int) -> Tensor:
+    """(models, batch, answers, vocabulary) for tokens (models, batch, length), as models of `model`'s shape give them.
+
+    Args:
+        parameters: by `model`'s names, (models, ...) each.
+        answers: tokens at the end for which logits are wanted.
+    """
+    models, batch, length = tokens.shape
+    table = parameters["embedding.weight"]
+    first_row = torch.arange(models, device=tokens.device)[:, None, None] * table.shape[1]
+    hidden = F.embedding(tokens + first_row, table.flatten(0, 1))  # (models, batch, length, d_model)
+    if isinstance(model, MambaPosEncoding):
+        if model.position is None:
+            places = torch.arange(length, device=tokens.device)
+            hidden = hidden + sinusoids(places, hidden.shape[-1]).to(hidden.dtype)
+        else:
+            hidden = hidden + parameters["position.weight"][:, None, :length]
+    for index, layer in enumerate(model.backbone.layers):
+        prefix = f"backbone.layers.{index}."
+        own = {name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)}
+        hidden = _block(layer, own, hidden)
+    last = hidden[:, :, -answers:].reshape(models, batch * answers, -1)
+    last = (
+        F.rms_norm(last, last.shape[-1:], eps=model.backbone.norm_f.eps) * parameters["backbone.norm_f.weight"][:, None]
+    )
+    head = parameters.get("head.weight", table)  # one matrix where they are tied
+    return _Linear.apply(last, head).view(models, batch, answers, -1)
+
+
+def _block(layer: Any, parameters: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+    """hidden (models, batch, length, d_model) after a block."""
+    mixer, shape = layer.mixer, hidden.shape
+    rows = hidden.flatten(1, 2)
+    weight = parameters["mixer.in_proj.weight"] * parameters["norm.weight"][:, None]
+    weight = F.pad(weight, (0, 0, 0, -weight.shape[1] % 4))  # aligned rows
+    projected = _Linear.apply(_Normalised.apply(rows, layer.norm.eps), weight)
+    y = _Mix.apply(
+        projected.view(*shape[:3], -1),
+        parameters["mixer.conv1d.weight"].squeeze(2),
+        *(parameters[f"mixer.{name}"] for name in ("conv1d.bias", "dt_bias", "A_log", "D", "norm.weight")),
+        mixer.norm.eps,
+        _PATHS[type(mixer)],
+    )
+    return (rows + _Linear.apply(y.flatten(1, 2), parameters["mixer.out_proj.weight"])).view(shape)
+
+
+def _mixer_has_kernels(mixer: nn.Module) -> bool:
+    return (
+        isinstance(mixer, Mamba2)
+        and type(mixer) in _PATHS
         and mixer.heads == mixer.n_groups == 1
         and mixer.norm is not None
         and not mixer.norm.norm_before_gate
@@ -63,93 +116,99 @@ def _has_one_kernel(mixer: Mamba2) -> bool:
         and mixer.in_proj.bias is None
         and mixer.conv1d.bias is not None
         and mixer.D.numel() == 1
-        and all(size >= 32 and size & (size - 1) == 0 for size in (mixer.d_inner, mixer.d_state))
+        and _is_power(mixer.d_inner, 32)
+        and _is_power(mixer.d_state, 32)
     )
 
 
-def mixed(mixer: Mamba2, x: Tensor) -> Tensor:
-    """The mixer's y (batch, length, d_model) of x (batch, length, d_model)."""
-    rows = mixer.in_proj.weight
-    projected = F.linear(x, F.pad(rows, (0, 0, 0, -rows.shape[0] % 4)))  # aligned rows
-    assert mixer.norm is not None
-    assert mixer.conv1d.bias is not None
-    y = _Mix.apply(
-        projected,
-        mixer.conv1d.weight.squeeze(-2),
-        mixer.conv1d.bias,
-        mixer.dt_bias,
-        mixer.A_log,
-        mixer.D,
-        mixer.norm.weight,
-        mixer.norm.eps,
-        _PATHS[type(mixer)],
-    )
-    return mixer.out_proj(y)
+def _is_power(size: int, least: int) -> bool:
+    """Whether it is a power of two."""
+    return size >= least and size & (size - 1) == 0
+
+
+class _Linear(torch.autograd.Function):
+    """x W^T (models, rows, out) of x (models, rows, in) and W (models, out, in)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        weight = weight.contiguous()  # and so aligned: it may be a part of a larger tensor
+        ctx.save_for_backward(x, weight)
+        return torch.bmm(x, weight.mT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        models, rows, _ = x.shape
+        parts = math.gcd(rows, _PARTS)
+        of_parts = (tensor.reshape(models * parts, rows // parts, -1) for tensor in (grad, x))
+        shares = torch.bmm(next(of_parts).mT, next(of_parts))
+        return torch.bmm(grad, weight), shares.view(models, parts, *weight.shape[1:]).sum(1)
+
+
+class _Normalised(torch.autograd.Function):
+    """The rows of x (models, rows, d_model) over the roots of their mean squares."""
+
+    _TILE = 64
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.eps = eps
+        y, rows = torch.empty_like(x), x.shape[0] * x.shape[1]
+        grid = (-(-rows // _Normalised._TILE),)
+        _KERNELS.normalise[grid](x, y, rows, eps, COLUMNS=x.shape[2], TILE=_Normalised._TILE)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        grad_x, rows = torch.empty_like(x), x.shape[0] * x.shape[1]
+        grid = (-(-rows // _Normalised._TILE),)
+        _KERNELS.normalise_backward[grid](
+            x, grad.contiguous(), grad_x, rows, ctx.eps, COLUMNS=x.shape[2], TILE=_Normalised._TILE
+        )
+        return grad_x, None
 
 
 class _Mix(torch.autograd.Function):
-    """(models, batch, length, d_inner) of projected (models, batch, length, width), or all without the models' axis."""
+    """(models, batch, length, d_inner) of projected (models, batch, length, width) and parameters (models, ...)."""
 
     @staticmethod
-    def forward(projected: Tensor, *rest: Any) -> Tensor:
-        if projected.dim() == 3:
-            return _Mix.forward(*(t[None] if isinstance(t, Tensor) else t for t in (projected, *rest)))[0]
-        tensors, (eps, path) = _contiguous(projected, *rest[:-2]), rest[-2:]
-        models, batch, length, _ = projected.shape
-        out = projected.new_empty(models, batch, length, rest[-3].shape[1])
-        sizes = _sizes(tensors, path)
-        programs = min(batch, max(1, _PROGRAMS_FORWARD * _PROCESSORS // models))
-        _KERNELS.mix_forward[(programs, models)](*tensors, out, batch, eps, **sizes, num_warps=1)
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        tensors, (ctx.eps, ctx.path) = [tensor.contiguous() for tensor in args[:-2]], args[-2:]
+        ctx.save_for_backward(*tensors)
+        models, batch, length, _ = tensors[0].shape
+        out = tensors[0].new_empty(models, batch, length, tensors[-1].shape[1])
+        _KERNELS.mix_forward[_grid(models, batch)](
+            *tensors, out, batch, ctx.eps, **_sizes(tensors, ctx.path), **_LAUNCH
+        )
         return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:-2])
-        ctx.eps, ctx.path = inputs[-2:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        if d_out.dim() == 3:
-            grads = _gradients([t[None] for t in saved], d_out[None], ctx.eps, ctx.path)
-            return (*(grad[0] for grad in grads), None, None)
-        return (*_gradients(saved, d_out, ctx.eps, ctx.path), None, None)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
-        moved = [
-            arg
-            if not isinstance(arg, Tensor)
-            else arg.expand(info.batch_size, *arg.shape)
-            if dim is None
-            else arg.movedim(dim, 0)
-            for arg, dim in zip(args, in_dims, strict=True)
-        ]
-        return _Mix.apply(*moved), 0
-
-
-def _gradients(saved: Any, d_out: Tensor, eps: float, path: int) -> list[Tensor]:
-    tensors = _contiguous(*saved)
-    projected, conv_weight, norm_weight = tensors[0], tensors[1], tensors[-1]
-    models, batch = projected.shape[:2]
-    convolved, taps = conv_weight.shape[1:]
-    inner = norm_weight.shape[1]
-    programs = min(batch, max(1, _PROGRAMS_BACKWARD * _PROCESSORS // models))
-    shares = projected.new_empty(models, programs, 4 + inner + convolved * (1 + taps))
-    d_projected = torch.empty_like(projected)
-    sizes = _sizes(tensors, path)
-    _KERNELS.mix_backward[(programs, models)](
-        *tensors, d_out.contiguous(), d_projected, shares, batch, eps, **sizes, num_warps=1
-    )
-    numbers, d_norm, d_bias, d_taps = shares.sum(1).split([4, inner, convolved, convolved * taps], dim=1)
-    d_dt_bias, d_A_log, d_D, _ = numbers.split(1, dim=1)
-    d_weight = d_taps.view(models, taps, convolved).flip(1).transpose(1, 2)  # the token's own tap is the kernel's last
-    return [d_projected, d_weight, d_bias, d_dt_bias, d_A_log, d_D, d_norm]
+        tensors = list(ctx.saved_tensors)
+        projected, conv_weight, norm_weight = tensors[0], tensors[1], tensors[-1]
+        models, batch = projected.shape[:2]
+        convolved, taps = conv_weight.shape[1:]
+        inner = norm_weight.shape[1]
+        grid = _grid(models, batch)
+        shares = projected.new_empty(models, grid[0], 4 + inner + convolved * (1 + taps))
+        d_projected = torch.empty_like(projected)
+        sizes = _sizes(tensors, ctx.path)
+        _KERNELS.mix_backward[grid](
+            *tensors, d_out.contiguous(), d_projected, shares, batch, ctx.eps, **sizes, **_LAUNCH_BACKWARD
+        )
+        numbers, d_norm, d_bias, d_taps = shares.sum(1).split([4, inner, convolved, convolved * taps], dim=1)
+        d_dt_bias, d_A_log, d_D, _ = numbers.split(1, dim=1)
+        d_weight = d_taps.view(models, taps, convolved).flip(1).mT  # the token's own tap is the kernel's last
+        return d_projected, d_weight, d_bias, d_dt_bias, d_A_log, d_D, d_norm, None, None
 
 
-def _contiguous(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.contiguous() for tensor in tensors]
+def _grid(models: int, batch: int) -> tuple[int, int]:
+    return min(batch, max(1, _PROGRAMS * _PROCESSORS // models)), models
 
 
 def _sizes(tensors: list[Tensor], path: int) -> dict[str, int]:

@@ -4,6 +4,7 @@ Processes that share a GPU take turns on it; so there, several runs at once are 
 stream, and kernels of one fill what those of another leave idle.
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from mambakit.training.artefacts import remove_folder, write_folder
 from mambakit.training.ray_cluster import ray_cluster
 
 ENGINES = ("local", "ray")
+_SWITCHING = 2e-4  # seconds: a launch waits for threads that are busy with Python no longer than a step takes
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,13 @@ def run_jobs(
         for job in jobs:
             yield _made(job, job.folder, quiet)
     elif _on_gpu(jobs):
-        with ThreadPoolExecutor(workers) as pool:
-            yield from _as_they_end(pool, _made_beside_others, jobs)
+        switching = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCHING)
+        try:
+            with ThreadPoolExecutor(workers) as pool:
+                yield from _as_they_end(pool, _made_beside_others, jobs)
+        finally:
+            sys.setswitchinterval(switching)
     else:
         yield from _in_processes(jobs, workers)
 

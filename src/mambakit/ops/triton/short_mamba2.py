@@ -311,3 +311,26 @@ def mix_backward(
         tl.store(shares + inner, d_taps_x[back])
         tl.store(shares + INNER + key, d_taps_B[back])
         tl.store(shares + INNER + STATE + key, d_taps_C[back])
+
+
+@triton.jit(do_not_specialize=["rows"])
+def normalise(x, y, rows, eps, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    """y = x / sqrt(mean(x^2) + eps) of every row (rows, COLUMNS)."""
+    row = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None]
+    at = row.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    value = tl.load(x + at, mask=row < rows, other=0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(value * value, axis=1) / COLUMNS + eps)
+    tl.store(y + at, value * inverse[:, None], mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def normalise_backward(x, d_y, d_x, rows, eps, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    """The gradient of x."""
+    row = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None]
+    at = row.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    value = tl.load(x + at, mask=row < rows, other=0.0)
+    grad = tl.load(d_y + at, mask=row < rows, other=0.0)
+    inverse = (1.0 / tl.sqrt(tl.sum(value * value, axis=1) / COLUMNS + eps))[:, None]
+    value *= inverse
+    grad = inverse * (grad - value * (tl.sum(grad * value, axis=1) / COLUMNS)[:, None])
+    tl.store(d_x + at, grad, mask=row < rows)
