@@ -35,6 +35,7 @@ from mambakit.lab.record import Line
 Relation = Literal["about", "at least", "at most"]
 Metric = Literal["sequence", "token", "above chance"]
 NOT_RUN = "not yet run"
+_CURRICULUM = ("shortest", "first_longest", "length_step", "stages", "stage_steps")  # of a task, and yet of training
 _OTHER_EVALUATION = ("evaluate_every", "evaluation_samples", "evaluation_batch", "length_samples", "length_chunk")
 
 
@@ -305,12 +306,16 @@ def values_of(quantity: Quantity, lines: Sequence[Line]) -> tuple[float, float] 
 
 def _differing(wanted: dict[str, Any], there: dict[str, Any]) -> str | None:
     """Settings of training that are not those wanted; None for another task or model."""
-    if wanted["task"] != there["task"] or wanted["model"] != there["model"]:
+    if wanted["model"] != there["model"]:
         return None
+    trained = {name: value for name, value in there["task"].items() if name in _CURRICULUM}
+    if there["task"] != wanted["task"] | trained:
+        return None
+    alike = {**wanted["training"], **wanted["task"]}
     return ", ".join(
         f"{name} {value}"
-        for name, value in there["training"].items()
-        if name not in _OTHER_EVALUATION and value != wanted["training"].get(name)
+        for name, value in {**there["training"], **trained}.items()
+        if name not in _OTHER_EVALUATION and value != alike.get(name)
     )
 
 
