@@ -57,7 +57,6 @@ def trained_alone(name: str, mixer: str, index: int) -> dict[str, Tensor]:
         ("transformer-conv", ""),
     ],
 )
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_each_member_ends_as_it_does_alone(name: str, mixer: str, loop: bool) -> None:
     grouped = trained_together(name, mixer, loop=loop)
     for index in range(3):

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mambakit.lab import short_mamba2
 from mambakit.lab.models import MambaForComposite
@@ -66,7 +67,9 @@ class GroupedModels:
         if short_mamba2.serves(self._skeleton, tokens):
             return short_mamba2.logits(cast(MambaForComposite, self._skeleton), stacked, tokens, answers)
         if not self._loop:
-            return torch.vmap(one, randomness="different")(stacked, tokens)
+            # Fused attention has no rule for vmap, and on a GPU its gradient then refuses the strides.
+            with sdpa_kernel(SDPBackend.MATH):
+                return torch.vmap(one, randomness="different")(stacked, tokens)
         return torch.stack(
             [one({name: p[index] for name, p in stacked.items()}, tokens[index]) for index in range(self.count)]
         )

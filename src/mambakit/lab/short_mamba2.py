@@ -32,9 +32,7 @@ _KERNELS = triton.Kernels("short_mamba2")
 _LONGEST = 10  # tokens; all pairs of them are written out
 _PATHS: dict[type[nn.Module], int] = {Mamba2: 0, ResidualMamba2: 1, GatedMamba2: 2}
 _PROCESSORS = 132
-_PROGRAMS = 12  # for each processor, of a kernel: as many as its registers hold
-_LAUNCH: dict[str, Any] = {"num_warps": 1}
-_LAUNCH_BACKWARD: dict[str, Any] = {"num_warps": 1}
+_PROGRAMS = 12  # of one warp for each processor, more than its registers hold at once
 _PARTS = 16  # that a weight's gradient is summed in
 
 
@@ -182,7 +180,7 @@ class _Mix(torch.autograd.Function):
         models, batch, length, _ = tensors[0].shape
         out = tensors[0].new_empty(models, batch, length, tensors[-1].shape[1])
         _KERNELS.mix_forward[_grid(models, batch)](
-            *tensors, out, batch, ctx.eps, **_sizes(tensors, ctx.path), **_LAUNCH
+            *tensors, out, batch, ctx.eps, **_sizes(tensors, ctx.path), num_warps=1
         )
         return out
 
@@ -199,7 +197,7 @@ class _Mix(torch.autograd.Function):
         d_projected = torch.empty_like(projected)
         sizes = _sizes(tensors, ctx.path)
         _KERNELS.mix_backward[grid](
-            *tensors, d_out.contiguous(), d_projected, shares, batch, ctx.eps, **sizes, **_LAUNCH_BACKWARD
+            *tensors, d_out.contiguous(), d_projected, shares, batch, ctx.eps, **sizes, num_warps=1
         )
         numbers, d_norm, d_bias, d_taps = shares.sum(1).split([4, inner, convolved, convolved * taps], dim=1)
         d_dt_bias, d_A_log, d_D, _ = numbers.split(1, dim=1)

@@ -129,20 +129,32 @@ def sweep(
         ]
         left = sum(len(job.members) for job in jobs)
         say(f"{len(points)} points: {len(points) - left} done, {left} to go in {len(jobs)} runs")
-        made, failed = [], []
-        for number, ended in enumerate(
-            run_jobs(jobs, engine=engine, workers=workers, address=address, gpus=gpus, quiet=quiet), start=1
-        ):
-            name = ended.job.folder.name
-            if ended.reason is None:
-                made.append(ended.job.folder)
-                what = f"done in {ended.seconds:.0f} s"
-            elif ended.aside:
-                what = ended.reason
-            else:
-                failed.append(f"{name}: {ended.reason}")
-                what = f"failed: {ended.reason}"
-            say(f"[{number}/{len(jobs)}] {name} ({_members(ended.job)}): {what}")
+        made: list[Path] = []
+        failed: list[str] = []
+
+        def make(some: Sequence[Job]) -> list[Job]:
+            """Those that were put aside."""
+            aside = []
+            for number, ended in enumerate(
+                run_jobs(some, engine=engine, workers=workers, address=address, gpus=gpus, quiet=quiet), start=1
+            ):
+                name = ended.job.folder.name
+                if ended.reason is None:
+                    made.append(ended.job.folder)
+                    what = f"done in {ended.seconds:.0f} s"
+                elif ended.aside:
+                    aside.append(ended.job)
+                    what = ended.reason
+                else:
+                    failed.append(f"{name}: {ended.reason}")
+                    what = f"failed: {ended.reason}"
+                say(f"[{number}/{len(some)}] {name} ({_members(ended.job)}): {what}")
+            return aside
+
+        aside = make(jobs)
+        if aside and deadline is not None and time.monotonic() < deadline:
+            say(f"{len(aside)} runs were put aside; with the others done they are tried once more")
+            make([job for job in jobs if job in aside])
     if failed:
         raise MambakitError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}")
     return made
