@@ -10,7 +10,7 @@ from mambakit.lab.claims import Claim, experiment_of, load_claims
 from mambakit.lab.claims_entry import enter
 
 TODAY = datetime.date(2026, 1, 2)
-FILE = """
+FILE = """# A claim without a [[measured]] entry is not yet run.
 [[tables]]
 id = "phase"
 says = "composed"

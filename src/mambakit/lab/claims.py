@@ -238,17 +238,23 @@ def load_claims(path: str | Path | None = None) -> Claims:
     where = Path(path) if path is not None else "claims.toml"
     try:
         text = (Path(path) if path is not None else resources.files("mambakit.lab") / "claims.toml").read_text("utf-8")
-        file = _File.model_validate(_dates(tomllib.loads(text)))
-        claims = [*file.claims, *(claim for table in file.tables for claim in table.claims())]
     except OSError as error:
         raise DataError(f"cannot read {where}: {error.strerror}") from error
+    return claims_from(text, str(where))
+
+
+def claims_from(text: str, where: str) -> Claims:
+    """The claims of a file's text; `where` names it in errors, which are those of `load_claims`."""
+    try:
+        file = _File.model_validate(_dates(tomllib.loads(text)))
+        claims = [*file.claims, *(claim for table in file.tables for claim in table.claims())]
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except ValueError as error:
         raise DataError(f"{where} is not TOML: {error}") from error
     found = Claims(claims, file.effects, file.measured)
-    _check(found, str(where))
+    _check(found, where)
     return found
 
 

@@ -2,12 +2,13 @@
 
 import datetime
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mambakit.errors import DataError
-from mambakit.lab.claims import Claim, Effect, Measured, compare, entry_settings, load_claims
+from mambakit.lab.claims import Claim, Effect, Measured, claims_from, compare, entry_settings, load_claims
 from mambakit.lab.record import Line
 from mambakit.training.artefacts import write_file
 
@@ -52,10 +53,11 @@ def enter(path: str | Path, records: Sequence[Sequence[Line]], command: str, dat
             device=found.device,
         )
     text = path.read_text("utf-8")
-    head = text[: text.find(_FIRST)] if _FIRST in text else text + "\n"
-    entries = (before | entered).values()
-    write_file(path, (head + "\n".join(_table(entry) for entry in entries)).encode())
-    load_claims(path)
+    first = re.search(rf"^{re.escape(_FIRST)}", text, re.MULTILINE)
+    head = text[: first.start()] if first else text + "\n"
+    new = head + "\n".join(_table(entry) for entry in (before | entered).values())
+    claims_from(new, str(path))  # what can't be read again is not written
+    write_file(path, new.encode())
     return list(entered.values())
 
 
