@@ -92,3 +92,15 @@ def test_without_a_gpu_groups_are_run_as_before() -> None:
     one = model()
     assert not serves(one, tokens)
     assert torch.equal(GroupedModels([one, one], loop=True)(tokens, 1)[0], one(tokens[0], 1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["standard", "residual", "learned"])
+def test_on_a_gpu_a_group_gives_what_its_models_give(name: str) -> None:
+    models = [model(name) for _ in range(MODELS_OF_A_GROUP)]
+    tokens = torch.randint(0, VOCABULARY, (MODELS_OF_A_GROUP, BATCH, LENGTH))
+    expected = torch.stack([one(own, 2) for one, own in zip(models, tokens, strict=True)])
+    grouped = GroupedModels([one.cuda() for one in models])
+    assert serves(models[0], tokens.cuda())
+    torch.testing.assert_close(grouped(tokens.cuda(), 2).cpu(), expected, rtol=1e-3, atol=1e-4)

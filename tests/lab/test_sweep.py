@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mambakit.errors import ArtefactError, DataError, MambakitError
 from mambakit.lab import run as run_module
@@ -232,3 +233,15 @@ def test_a_sweep_without_time_starts_nothing(tmp_path: Path) -> None:
     assert sweep(python_file(tmp_path, grid()), tmp_path / "out", device="cpu", minutes=1e-9, say=said.append) == []
     assert "there is no time left" in said[-1]
     assert not list((tmp_path / "out").glob("*/run.json"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_streams_of_one_process_leave_what_one_run_at_a_time_leaves(tmp_path: Path) -> None:
+    file = python_file(tmp_path, grid(grid={"gamma": [0.5, 1.0], "n_layers": [1, 2]}))
+    for workers in (1, 2):
+        sweep(file, tmp_path / str(workers), workers=workers, capture=True, quiet=True)
+    one, two = made(tmp_path / "1"), made(tmp_path / "2")
+    assert list(one) == list(two)
+    for name, lines in one.items():
+        assert two[name][-1]["last"]["test"]["loss"] == pytest.approx(lines[-1]["last"]["test"]["loss"], rel=1e-3)
