@@ -2,8 +2,8 @@
 
 Every parameter is one tensor with an axis of models in front. `torch.vmap` maps the model over that axis, and every
 operation underneath folds it into its channels, heads and groups (`mambakit.ops.folding`), so that a device sees one
-large call in place of many small ones. Loss, clipping and AdamW are each model's own: the result is that of training
-it alone.
+large call in place of many small ones. On a GPU stacks of Mamba-2 over a few tokens have kernels of their own
+(`lab.short_mamba2`). Loss, clipping and AdamW are each model's own: the result is that of training it alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class GroupedModels:
 
     def __init__(self, models: Sequence[nn.Module], *, loop: bool = False) -> None:
         self._skeleton = models[0]
-        self.count, self._loop = len(models), loop or len(models) == 1
+        self.count, self._loop, self._by_kernels = len(models), loop or len(models) == 1, not loop
         of_models = [dict(model.named_parameters()) for model in models]
         trained = [name for name, parameter in of_models[0].items() if parameter.requires_grad]
         self.flat = torch.stack([torch.cat([own[name].detach().flatten() for name in trained]) for own in of_models])
@@ -64,7 +64,7 @@ class GroupedModels:
             return torch.func.functional_call(self._skeleton, parameters, (own, answers))
 
         stacked = self.parameters | self._frozen
-        if short_mamba2.serves(self._skeleton, tokens):
+        if self._by_kernels and short_mamba2.serves(self._skeleton, tokens):
             return short_mamba2.logits(cast(MambaForComposite, self._skeleton), stacked, tokens, answers)
         if not self._loop:
             # Fused attention has no rule for vmap, and on a GPU its gradient then refuses the strides.
