@@ -16,7 +16,7 @@ def record(one: Claim | Effect, *values: float, seed: int = 0, preset: str = "pa
     """The lines of a run at a claim's settings, with an evaluation for each value."""
     settings = experiment_of(one).settings()
     settings["training"] |= training
-    lines: list[Any] = [{"kind": "run", "seed": seed, "preset": preset, "settings": settings}]
+    lines: list[Any] = [{"kind": "run", "seed": seed, "preset": preset, "settings": settings, "device": "cpu"}]
     lines += [
         {"kind": "evaluation", "step": step, "splits": {one.split: {"token": v, "sequence": v}}}
         for step, v in enumerate(values)
@@ -172,3 +172,14 @@ def test_what_was_measured_stands_beside_what_was_published(tmp_path: Path) -> N
     path.write_text(CLAIM + "published = 0.95\n" + MEASURED + "date = 2026-01-01\n")
     rows = claim_table(load_claims(path), None)
     assert rows[1][2:] == ["0.95 ± 0.1", "1.000 (1.000)", "reproduced"]
+
+
+def test_another_curriculum_is_another_training_and_another_length_another_task() -> None:
+    one = next(c for c in load_claims().claims if c.id == "mamba3-states" and c.task == "parity")
+    gentle, longer = record(one, 0.9), record(one, 0.9)
+    gentle[0]["settings"]["task"] |= {"stages": 20, "first_longest": 6}
+    longer[0]["settings"]["task"] |= {"longest": 200}
+    found = compare(one, [gentle])
+    assert found is not None
+    assert found.differing == "stages 20, first_longest 6"
+    assert compare(one, [longer]) is None

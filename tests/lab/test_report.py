@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from mambakit.errors import ArtefactError
 from mambakit.lab import report_figures
+from mambakit.lab.claims import Found, load_claims
 from mambakit.lab.presets import preset
 from mambakit.lab.record import Member, write_lines
 from mambakit.lab.report import read_runs, report, run_table
@@ -116,3 +117,21 @@ def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
         read_runs(tmp_path)
     with pytest.raises(ArtefactError, match="not a folder"):
         read_runs(tmp_path / "none")
+
+
+def test_published_cells_stand_beside_every_seed_of_ours() -> None:
+    cells = [
+        claim
+        for claim in load_claims().claims
+        if claim.id == "composite-phase" and claim.settings["gamma"] in (0.5, 1.0)
+    ]
+    found = [
+        (cell, Found([0, 1], [0.25, 0.75], [0.2, 0.7], "epochs 60" if cell.settings["n_layers"] == 7 else ""))
+        for cell in cells
+    ]
+    figure = report_figures.beside_published(found)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["gamma 0.5", "gamma 1"]
+    lines = figure.axes[1].lines
+    assert list(lines[0].get_ydata()) == [0.61, 0.94, 0.92, 0.72, 0.9, 0.98]
+    assert list(lines[1].get_ydata()) == [0.5] * 6
+    assert [line.get_markerfacecolor() == "white" for line in lines[2:]] == [False] * 5 + [True]

@@ -9,6 +9,7 @@ import torch
 
 from mambakit.errors import ArtefactError, DataError
 from mambakit.lab import run as run_module
+from mambakit.lab import steps as steps_module
 from mambakit.lab.data import held_out
 from mambakit.lab.evaluation import accuracy_at_length
 from mambakit.lab.experiment import Experiment, experiment_from
@@ -91,7 +92,7 @@ def test_a_killed_run_ends_as_it_would_have(tmp_path: Path, monkeypatch: pytest.
     experiment = tiny()
     run(experiment, [0, 1], tmp_path / "whole", device="cpu", quiet=True)
     monkeypatch.setattr(run_module, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    taken, real = 0, run_module.train_step
+    taken, real = 0, steps_module.train_step
 
     def killed_at_the_tenth(*args: Any, **options: Any) -> Any:
         nonlocal taken
@@ -100,7 +101,7 @@ def test_a_killed_run_ends_as_it_would_have(tmp_path: Path, monkeypatch: pytest.
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(run_module, "train_step", killed_at_the_tenth)
+    monkeypatch.setattr(steps_module, "train_step", killed_at_the_tenth)
     with pytest.raises(KeyboardInterrupt):
         run(experiment, [0, 1], tmp_path / "killed", device="cpu", quiet=True)
     assert [line["kind"] for line in record(tmp_path / "killed")] == ["run", *["evaluation"] * 3]
@@ -109,7 +110,7 @@ def test_a_killed_run_ends_as_it_would_have(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ArtefactError, match="with other settings"):
         run(tiny(gamma="0.7"), [0, 1], tmp_path / "killed", device="cpu", resume=True, quiet=True)
 
-    monkeypatch.setattr(run_module, "train_step", real)
+    monkeypatch.setattr(steps_module, "train_step", real)
     run(experiment, [0, 1], tmp_path / "killed", device="cpu", resume=True, quiet=True)
     for member in ("seed-0", "seed-1"):
         assert without_times(record(tmp_path / "killed", member)) == without_times(record(tmp_path / "whole", member))

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mambakit.errors import ArtefactError, DataError, MambakitError
 from mambakit.lab import run as run_module
+from mambakit.lab import steps as steps_module
 from mambakit.lab.record import read_lines
 from mambakit.lab.sweep import plan, read_sweep, sweep
 
@@ -60,12 +62,12 @@ def test_seeds_given_take_the_place_of_the_files(tmp_path: Path) -> None:
 
 def test_points_of_one_shape_are_one_run_and_others_are_not(tmp_path: Path) -> None:
     file = python_file(tmp_path, grid(seeds=[0, 1], grid={"gamma": [0.5, 1.0], "n_layers": [1, 2]}))
-    jobs = plan(read_sweep(file), tmp_path, 100, "cpu")
+    jobs = plan(read_sweep(file), tmp_path, 100)
     assert [(job.experiment.model.n_layers, len(job.members)) for job in jobs] == [(1, 4), (2, 4)]
     assert {member.name for member in jobs[0].members} == {
         f"gamma-{gamma}-seed-{seed}" for gamma in (0.5, 1.0) for seed in (0, 1)
     }
-    assert [len(job.members) for job in plan(read_sweep(file), tmp_path, 3, "cpu")] == [3, 1, 3, 1]
+    assert [len(job.members) for job in plan(read_sweep(file), tmp_path, 3)] == [3, 1, 3, 1]
 
 
 def test_grouped_and_single_members_end_alike(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     file, out = python_file(tmp_path, grid(settings={**TINY, "steps": 8})), tmp_path / "out"
     monkeypatch.setattr(run_module, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     steps = []
-    step = run_module.train_step
+    step = steps_module.train_step
 
     def counted(*arguments: Any) -> Any:
         steps.append(1)
@@ -110,7 +112,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(run_module, "train_step", counted)
+    monkeypatch.setattr(steps_module, "train_step", counted)
     with pytest.raises(KeyboardInterrupt):
         sweep(file, out, device="cpu", quiet=True)
     assert sorted(json.loads(path.read_text())["done"] for path in out.glob("*/run.json")) == [False, True]
@@ -211,3 +213,35 @@ def test_files_of_other_kinds_options_and_folders_that_do_not_fit_are_refused(tm
     (tmp_path / "out" / "other" / "run.json").write_text("{}")
     with pytest.raises(ArtefactError, match="does not describe a lab run"):
         sweep(file, tmp_path / "out")
+
+
+def test_what_would_not_end_in_its_minutes_is_put_aside_and_gone_on_with(tmp_path: Path) -> None:
+    long = grid(settings={**TINY, "steps": 100_000}, grid={})
+    said: list[str] = []
+    file = python_file(tmp_path, long, grid())
+    ended = sweep(file, tmp_path / "out", device="cpu", minutes=0.5, quiet=True, say=said.append)
+    assert len(ended) == 2  # of both gammas
+    # The one that is left is tried again when the others are done, and goes on where it was.
+    asides = [line.rpartition("put aside at ")[2] for line in said if "put aside at" in line]
+    assert [aside.split(":")[0] for aside in asides] == ["step 4 of 100000", "step 8 of 100000"]
+    assert sweep(file, tmp_path / "out", device="cpu", minutes=0.5, quiet=True, say=said.append) == []
+    assert any("put aside at step 12 of 100000" in line for line in said)
+
+
+def test_a_sweep_without_time_starts_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert sweep(python_file(tmp_path, grid()), tmp_path / "out", device="cpu", minutes=1e-9, say=said.append) == []
+    assert "there is no time left" in said[-1]
+    assert not list((tmp_path / "out").glob("*/run.json"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_streams_of_one_process_leave_what_one_run_at_a_time_leaves(tmp_path: Path) -> None:
+    file = python_file(tmp_path, grid(grid={"gamma": [0.5, 1.0], "n_layers": [1, 2]}))
+    for workers in (1, 2):
+        sweep(file, tmp_path / str(workers), workers=workers, capture=True, quiet=True)
+    one, two = made(tmp_path / "1"), made(tmp_path / "2")
+    assert list(one) == list(two)
+    for name, lines in one.items():
+        assert two[name][-1]["last"]["test"]["loss"] == pytest.approx(lines[-1]["last"]["test"]["loss"], rel=1e-3)

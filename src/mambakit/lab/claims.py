@@ -35,6 +35,7 @@ from mambakit.lab.record import Line
 Relation = Literal["about", "at least", "at most"]
 Metric = Literal["sequence", "token", "above chance"]
 NOT_RUN = "not yet run"
+_CURRICULUM = ("shortest", "first_longest", "length_step", "stages", "stage_steps")  # of a task, and yet of training
 _OTHER_EVALUATION = ("evaluate_every", "evaluation_samples", "evaluation_batch", "length_samples", "length_chunk")
 
 
@@ -68,13 +69,17 @@ class Quantity(_Strict):
 
 
 class Measured(_Strict):
-    """What was found for the claim or the effect `of`: a value for each seed."""
+    """What was found for the claim or the effect `of`: a value for each seed.
+
+    `differing` says how the runs were trained otherwise than the claim has it; they get no verdict then.
+    """
 
     of: str
     settings: dict[str, Any] = {}
     seeds: list[int] = Field(min_length=1)
     best: list[float] = Field(min_length=1)
     last: list[float] = Field(min_length=1)
+    differing: str = ""
     command: str = Field(min_length=1)
     date: datetime.date
     device: str
@@ -204,7 +209,7 @@ class Claims:
 
     def measured_of(self, one: Claim | Effect) -> Measured | None:
         """The latest entry for a claim or an effect."""
-        entries = [m for m in self.measured if m.of == one.id and m.settings == _told_apart(one)]
+        entries = [m for m in self.measured if m.of == one.id and m.settings == entry_settings(one)]
         return max(entries, key=lambda entry: entry.date, default=None)
 
 
@@ -215,12 +220,14 @@ class Found:
     Attributes:
         seeds, best, last: one of each for every run.
         differing: settings in which the runs are not the claim's, with their values; empty where they are.
+        device: that they were made on, and how its matrix products were taken where that is not in float32.
     """
 
     seeds: list[int]
     best: list[float]
     last: list[float]
     differing: str = ""
+    device: str = ""
 
 
 def load_claims(path: str | Path | None = None) -> Claims:
@@ -231,17 +238,23 @@ def load_claims(path: str | Path | None = None) -> Claims:
     where = Path(path) if path is not None else "claims.toml"
     try:
         text = (Path(path) if path is not None else resources.files("mambakit.lab") / "claims.toml").read_text("utf-8")
-        file = _File.model_validate(_dates(tomllib.loads(text)))
-        claims = [*file.claims, *(claim for table in file.tables for claim in table.claims())]
     except OSError as error:
         raise DataError(f"cannot read {where}: {error.strerror}") from error
+    return claims_from(text, str(where))
+
+
+def claims_from(text: str, where: str) -> Claims:
+    """The claims of a file's text; `where` names it in errors, which are those of `load_claims`."""
+    try:
+        file = _File.model_validate(_dates(tomllib.loads(text)))
+        claims = [*file.claims, *(claim for table in file.tables for claim in table.claims())]
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except ValueError as error:
         raise DataError(f"{where} is not TOML: {error}") from error
     found = Claims(claims, file.effects, file.measured)
-    _check(found, str(where))
+    _check(found, where)
     return found
 
 
@@ -255,19 +268,19 @@ def compare(one: Claim | Effect, records: Sequence[Sequence[Line]]) -> Found | N
         return None
     name = "mini" if isinstance(one, Effect) else "paper"
     wanted = experiment_of(one).settings()
-    alike: dict[str, list[tuple[int, float, float]]] = {}
+    alike: dict[str, list[tuple[int, float, float, str]]] = {}
     for lines in records:
         if lines[-1]["kind"] != "end" or lines[0]["preset"] != name:
             continue
         differing = _differing(wanted, lines[0]["settings"])
         values = None if differing is None else values_of(one, lines)
         if differing is not None and values is not None:
-            alike.setdefault(differing, []).append((lines[0]["seed"], *values))
+            alike.setdefault(differing, []).append((lines[0]["seed"], *values, _device(lines[0])))
     if not alike or ("" not in alike and isinstance(one, Effect)):
         return None
     differing = min(alike, key=len)
-    seeds, best, last = (list(column) for column in zip(*sorted(alike[differing]), strict=True))
-    return Found(seeds, best, last, differing)
+    seeds, best, last, devices = (list(column) for column in zip(*sorted(alike[differing]), strict=True))
+    return Found(seeds, best, last, differing, ", ".join(dict.fromkeys(devices)))
 
 
 def experiment_of(one: Claim | Effect) -> Experiment:
@@ -299,13 +312,22 @@ def values_of(quantity: Quantity, lines: Sequence[Line]) -> tuple[float, float] 
 
 def _differing(wanted: dict[str, Any], there: dict[str, Any]) -> str | None:
     """Settings of training that are not those wanted; None for another task or model."""
-    if wanted["task"] != there["task"] or wanted["model"] != there["model"]:
+    if wanted["model"] != there["model"]:
         return None
+    trained = {name: value for name, value in there["task"].items() if name in _CURRICULUM}
+    if there["task"] != wanted["task"] | trained:
+        return None
+    alike = {**wanted["training"], **wanted["task"]}
     return ", ".join(
         f"{name} {value}"
-        for name, value in there["training"].items()
-        if name not in _OTHER_EVALUATION and value != wanted["training"].get(name)
+        for name, value in {**there["training"], **trained}.items()
+        if name not in _OTHER_EVALUATION and value != alike.get(name)
     )
+
+
+def _device(first: Line) -> str:
+    products = first.get("products", "float32")
+    return first["device"] if products == "float32" else f"{first['device']}, {products} products"
 
 
 def _holds(relation: Relation, value: float, wanted: float, tolerance: float) -> bool:
@@ -317,8 +339,8 @@ def _holds(relation: Relation, value: float, wanted: float, tolerance: float) ->
     return abs(value - wanted) <= slack
 
 
-def _told_apart(one: Claim | Effect) -> dict[str, Any]:
-    """The settings that name a cell of a table in [[measured]]."""
+def entry_settings(one: Claim | Effect) -> dict[str, Any]:
+    """The settings that name a claim or an effect in [[measured]]: those of a cell of a table."""
     if isinstance(one, Effect):
         return {}
     return {**one.settings, **({} if one.length is None else {"at_length": one.length})} if one.cell else {}
@@ -347,5 +369,5 @@ def _check(found: Claims, where: str) -> None:
             if one.length is None and one.split not in task.splits:
                 raise DataError(f"{where}: {one.id}: split must be one of {', '.join(task.splits)}, got {one.split!r}")
     for entry in found.measured:
-        if not any(one.id == entry.of and _told_apart(one) == entry.settings for one in everything):
+        if not any(one.id == entry.of and entry_settings(one) == entry.settings for one in everything):
             raise DataError(f"{where}: measured {entry.of!r} with settings {entry.settings} is no claim and no effect")

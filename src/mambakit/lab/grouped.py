@@ -2,17 +2,20 @@
 
 Every parameter is one tensor with an axis of models in front. `torch.vmap` maps the model over that axis, and every
 operation underneath folds it into its channels, heads and groups (`mambakit.ops.folding`), so that a device sees one
-large call in place of many small ones. Loss, clipping and AdamW are each model's own: the result is that of training
-it alone.
+large call in place of many small ones. On a GPU stacks of Mamba-2 over a few tokens have kernels of their own
+(`lab.short_mamba2`). Loss, clipping and AdamW are each model's own: the result is that of training it alone.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mambakit.lab import short_mamba2
+from mambakit.lab.models import MambaForComposite
 from mambakit.lab.tasks.batch import IGNORED
 from mambakit.training.optimizer import parameter_groups
 
@@ -30,20 +33,29 @@ class GroupedModels:
 
     def __init__(self, models: Sequence[nn.Module], *, loop: bool = False) -> None:
         self._skeleton = models[0]
-        self.count, self._loop = len(models), loop or len(models) == 1
-        self.parameters: dict[str, Tensor] = {}
-        self._frozen: dict[str, Tensor] = {}
+        self.count, self._loop, self._by_kernels = len(models), loop or len(models) == 1, not loop
         of_models = [dict(model.named_parameters()) for model in models]
-        for name, parameter in of_models[0].items():
-            stacked = torch.stack([parameters[name].detach() for parameters in of_models])
-            if parameter.requires_grad:
-                self.parameters[name] = stacked.requires_grad_()
-            else:
-                self._frozen[name] = stacked
+        trained = [name for name, parameter in of_models[0].items() if parameter.requires_grad]
+        self.flat = torch.stack([torch.cat([own[name].detach().flatten() for name in trained]) for own in of_models])
+        """All that is trained, (models, numbers): `parameters` are views of it."""
+        self.parameters: dict[str, Tensor] = {}
+        sizes = [of_models[0][name].numel() for name in trained]
+        for name, part in zip(trained, self.flat.split(sizes, dim=1), strict=True):
+            self.parameters[name] = part.unflatten(1, of_models[0][name].shape or (1,)).requires_grad_()
+        self._frozen = {
+            name: torch.stack([own[name].detach() for own in of_models])
+            for name in of_models[0]
+            if name not in self.parameters
+        }
         groups = parameter_groups(models[0], 1.0)
         decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
-        self.decayed = [id(of_models[0][name]) in decayed for name in self.parameters]
-        """Of each parameter, whether weight decay pulls it: matrices and kernels, not rates, biases and norms."""
+        self.decayed = torch.cat(
+            [
+                torch.full((size,), float(id(of_models[0][name]) in decayed))
+                for name, size in zip(trained, sizes, strict=True)
+            ]
+        ).to(self.flat)
+        """1 where weight decay pulls a number of `flat`, in matrices and kernels; 0 in rates, biases and norms."""
 
     def __call__(self, tokens: Tensor, answers: int) -> Tensor:
         """Logits of the last `answers` tokens of every model's own tokens (models, batch, length)."""
@@ -52,8 +64,12 @@ class GroupedModels:
             return torch.func.functional_call(self._skeleton, parameters, (own, answers))
 
         stacked = self.parameters | self._frozen
+        if self._by_kernels and short_mamba2.serves(self._skeleton, tokens):
+            return short_mamba2.logits(cast(MambaForComposite, self._skeleton), stacked, tokens, answers)
         if not self._loop:
-            return torch.vmap(one, randomness="different")(stacked, tokens)
+            # Fused attention has no rule for vmap, and on a GPU its gradient then refuses the strides.
+            with sdpa_kernel(SDPBackend.MATH):
+                return torch.vmap(one, randomness="different")(stacked, tokens)
         return torch.stack(
             [one({name: p[index] for name, p in stacked.items()}, tokens[index]) for index in range(self.count)]
         )
@@ -70,14 +86,6 @@ class GroupedModels:
         return {name: p[index].detach().cpu().clone() for name, p in (self.parameters | self._frozen).items()}
 
 
-class Pace(NamedTuple):
-    """The numbers of one step of AdamW; on the device, so that a captured step can be replayed with others."""
-
-    steps: Tensor  # (models,), learning rates over 1 - beta1^number
-    kept: Tensor  # (models,), what weight decay leaves of a parameter
-    roots: Tensor  # (), 1 / sqrt(1 - beta2^number)
-
-
 def losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Every model's mean cross entropy over its answers, (models,), of logits (models, batch, answers, vocabulary)."""
     each = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
@@ -89,59 +97,56 @@ class GroupedAdamW:
     """AdamW (arXiv 1711.05101) over stacked parameters, each model with its own rate, decay and clipping.
 
     Args:
-        parameters: (models, ...) each.
-        decayed: of each, whether weight decay pulls it.
+        grouped: whose parameters are trained.
         betas, eps: AdamW's.
+
+    Attributes:
+        means, squares: of the gradients, (models, numbers) as `grouped.flat`.
     """
 
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        decayed: Sequence[bool],
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        self._parameters, self._decayed, self._betas, self._eps = list(parameters), list(decayed), betas, eps
-        self.means = [torch.zeros_like(p) for p in self._parameters]
-        self.squares = [torch.zeros_like(p) for p in self._parameters]
+    def __init__(self, grouped: GroupedModels, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        self._grouped, self._betas, self._eps = grouped, betas, eps
+        self.means, self.squares = torch.zeros_like(grouped.flat), torch.zeros_like(grouped.flat)
 
-    def pace(self, number: int, rates: Sequence[float], decays: Sequence[float]) -> "Pace":
-        """Of step `number` (1, 2, ...), with every model's learning rate and weight decay."""
+    def paces(self, rates: Sequence[Sequence[float]], decays: Sequence[float]) -> Tensor:
+        """The numbers of every step, a row each: on the device, so that no step waits for them.
+
+        Args:
+            rates: of every step, every model's learning rate.
+            decays: every model's weight decay.
+
+        Returns:
+            (steps, 2 models + 1): rates over 1 - beta1^number, what decay leaves of a parameter, and
+            1 / sqrt(1 - beta2^number), the number being 1 in the first row.
+        """
         first, second = self._betas
-        steps = [rate / (1 - first**number) for rate in rates]
-        kept = [1 - rate * decay for rate, decay in zip(rates, decays, strict=True)]
-        device = self._parameters[0].device
-        packed = torch.tensor([*steps, *kept, (1 - second**number) ** -0.5], device=device)
-        return Pace(packed[: len(steps)], packed[len(steps) : -1], packed[-1])
+        rate = torch.tensor(rates, dtype=torch.float64)  # (steps, models)
+        number = torch.arange(1, len(rate) + 1, dtype=torch.float64)[:, None]
+        kept = 1 - rate * torch.tensor(decays, dtype=torch.float64)
+        table = torch.cat([rate / (1 - first**number), kept, (1 - second**number) ** -0.5], dim=1)
+        return table.to(self._grouped.flat)
 
     @torch.no_grad()
-    def step(self, pace: "Pace", clip: float | None) -> Tensor:
+    def step(self, pace: Tensor, clip: float | None) -> Tensor:
         """Take a step and clear the gradients; return every model's gradient norm, (models,).
 
         Args:
-            pace: of this step.
+            pace: its row of `paces`.
             clip: the greatest norm of a model's gradient; None for any.
         """
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        norms = torch.stack([grad.flatten(1).square().sum(1) for grad in grads]).sum(0).sqrt()
+        rates, kept, root = pace.split([len(pace) // 2, len(pace) // 2, 1])
+        parameters = self._grouped.parameters.values()
+        grad = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten(1) for p in parameters], dim=1)
+        norms = grad.square().sum(1).sqrt()
         if clip is not None:
             # As torch.nn.utils.clip_grad_norm_ does.
-            factors = (clip / (norms + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(grads, [_spread(factors, grad) for grad in grads])
+            grad *= (clip / (norms + 1e-6)).clamp(max=1.0)[:, None]
         first, second = self._betas
-        torch._foreach_lerp_(self.means, grads, 1 - first)
-        torch._foreach_mul_(self.squares, second)
-        torch._foreach_addcmul_(self.squares, grads, grads, 1 - second)
-        roots = torch._foreach_sqrt(self.squares)
-        torch._foreach_mul_(roots, pace.roots)
-        torch._foreach_add_(roots, self._eps)
-        steps = torch._foreach_div(self.means, roots)
-        torch._foreach_mul_(steps, [_spread(pace.steps, p) for p in self._parameters])
-        pulled = [p for p, decays_it in zip(self._parameters, self._decayed, strict=True) if decays_it]
-        if pulled:
-            torch._foreach_mul_(pulled, [_spread(pace.kept, p) for p in pulled])
-        torch._foreach_sub_(self._parameters, steps)
-        for parameter in self._parameters:
+        self.means.lerp_(grad, 1 - first)
+        self.squares.mul_(second).addcmul_(grad, grad, value=1 - second)
+        step = self.means / (self.squares.sqrt() * root + self._eps) * rates[:, None]
+        self._grouped.flat.mul_(1 - self._grouped.decayed * (1 - kept[:, None])).sub_(step)
+        for parameter in parameters:
             parameter.grad = None
         return norms
 
@@ -151,7 +156,7 @@ def train_step(
     optimizer: GroupedAdamW,
     tokens: Tensor,
     targets: Tensor,
-    pace: Pace,
+    pace: Tensor,
     clip: float | None,
 ) -> Tensor:
     """One step on tokens (models, batch, length) and targets (models, batch, answers); every model's loss, (models,).
@@ -164,53 +169,8 @@ def train_step(
     return found.detach()
 
 
-class CapturedSteps:
-    """`train_step` captured once as a CUDA graph and replayed: a small model's step costs its kernels, no Python.
-
-    The first steps of every shape of batch are taken as they are, on a stream of their own, as capturing wants it.
-
-    Args:
-        grouped, optimizer, clip: of `train_step`; the models are on a CUDA device.
-    """
-
-    _UNCAPTURED = 3
-
-    def __init__(self, grouped: GroupedModels, optimizer: GroupedAdamW, clip: float | None) -> None:
-        self._grouped, self._optimizer, self._clip = grouped, optimizer, clip
-        self._taken: dict[torch.Size, int] = {}
-        self._captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
-
-    def __call__(self, tokens: Tensor, targets: Tensor, pace: Pace) -> Tensor:
-        """Every model's loss, (models,)."""
-        shape, given = tokens.shape, (tokens, targets, *pace)
-        taken = self._taken[shape] = self._taken.get(shape, 0) + 1
-        if taken <= self._UNCAPTURED:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                found = train_step(self._grouped, self._optimizer, tokens, targets, pace, self._clip)
-            torch.cuda.current_stream().wait_stream(stream)
-            return found
-        if shape not in self._captured:
-            graph, places = torch.cuda.CUDAGraph(), tuple(tensor.clone() for tensor in given)
-            with torch.cuda.graph(graph):
-                own = places[0], places[1], Pace(*places[2:])
-                found = train_step(self._grouped, self._optimizer, *own, self._clip)
-            self._captured[shape] = graph, places, found
-        graph, places, found = self._captured[shape]
-        for place, tensor in zip(places, given, strict=True):
-            place.copy_(tensor)
-        graph.replay()
-        return found.clone()
-
-
 def seeded(make: Callable[[], nn.Module], seed: int) -> Any:
     """What `make` makes under torch's generator seeded with `seed`, which is as it was afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
-
-
-def _spread(values: Tensor, like: Tensor) -> Tensor:
-    """values (models,) with as many axes as `like`."""
-    return values.view(-1, *[1] * (like.dim() - 1))

@@ -6,7 +6,8 @@
 
             {"kind": "run", "format": 1, "member": "seed-0", "seed": 0, "changes": {"gamma": 0.5}, "preset": "mini",
              "settings": {"task": {"name": "composite", ...}, "model": {...}, "training": {...}},
-             "parameters": 31337, "steps": 2000, "device": "cpu", "versions": {"mambakit": ..., "torch": ...}}
+             "parameters": 31337, "steps": 2000, "device": "cpu", "products": "float32",
+             "versions": {"mambakit": ..., "torch": ...}}
             {"kind": "evaluation", "step": 200, "epoch": 0.8, "seconds": 12.1, "learning_rate": 0.003,
              "loss": 1.23,
              "splits": {"train": {"loss": 1.1, "token": 0.8, "sequence": 0.8, "groups": {"11": 0.9, ...}}, ...}}
@@ -19,12 +20,13 @@
         <member>.safetensors   its weights after the last step, by the names of the model's parameters
         checkpoints/           all that a killed run goes on from; gone when the run is done
 
-`settings` are the member's own, its changes made. Shares are in [0, 1], losses in nats an answer, seconds those of this
-run so far, over all its starts; of several members trained together the seconds are of all of them. `loss` is the mean
-over the steps since the evaluation before (null at step 0). A number that is not finite is null. `sequence` counts
-sequences with every answer right; for a task of one answer it equals `token`. `groups` are shares of sequences, there
-for tasks that tell kinds apart (pairs of anchors). "lengths" is there for tasks that extrapolate, "end" for runs that
-are done. Best is over evaluations, first one among equals; the test splits of a task are the splits but the first.
+`settings` are the member's own, its changes made. `products` is tf32 where a GPU took matrix products so. Shares are in
+[0, 1], losses in nats an answer, seconds those of this run so far, over all its starts; of several members trained
+together the seconds are of all of them. `loss` is the mean over the steps since the evaluation before (null at step 0).
+A number that is not finite is null. `sequence` counts sequences with every answer right; for a task of one answer it
+equals `token`. `groups` are shares of sequences, there for tasks that tell kinds apart (pairs of anchors). "lengths" is
+there for tasks that extrapolate, "end" for runs that are done. Best is over evaluations, first one among equals; the
+test splits of a task are the splits but the first.
 
 Each JSONL is written anew, whole or not at all, at every checkpoint: a reader never sees half a line, nor an evaluation
 that a resumed run would do again.

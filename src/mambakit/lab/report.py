@@ -113,6 +113,13 @@ def report(folder: str | Path, claims: Claims | None = None) -> list[Path]:
             path = to / f"{task}-{name}.svg"
             report_figures.save(figure, path)
             figures.append((path, title))
+    if claims is not None:
+        found = [(claim, _found(claim, claims, records)) for claim in claims.claims if claim.id == "composite-phase"]
+        cells = [(claim, ours) for claim, ours in found if ours is not None]
+        if cells:
+            path = to / "composite-published.svg"
+            report_figures.save(report_figures.beside_published(cells), path)
+            figures.append((path, "The published phase diagram's columns beside ours; open points: trained otherwise."))
     page = to / "index.md"
     write_file(page, _page(records, tasks, figures, claims).encode())
     return [page, to / "runs.csv", *(path for path, _ in figures)]
@@ -178,7 +185,7 @@ def _found(one: Claim | Effect, claims: Claims, records: Sequence[Record] | None
     if records is not None:
         return compare(one, [record.lines for record in records])
     entry = claims.measured_of(one)
-    return Found(entry.seeds, entry.best, entry.last) if entry else None
+    return Found(entry.seeds, entry.best, entry.last, entry.differing, entry.device) if entry else None
 
 
 def _published(cells: Sequence[Claim]) -> str:

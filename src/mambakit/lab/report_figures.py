@@ -14,9 +14,18 @@ from matplotlib.ticker import NullLocator
 from mambakit.lab.figures import COLOURS, INK, QUIET, SEQUENTIAL, in_style, panels, save
 
 if TYPE_CHECKING:
+    from mambakit.lab.claims import Claim, Found
     from mambakit.lab.report import Record
 
-__all__ = ["of_task", "learning_curves", "phase_diagram", "accuracy_by_group", "accuracy_at_lengths", "save"]
+__all__ = [
+    "of_task",
+    "learning_curves",
+    "phase_diagram",
+    "accuracy_by_group",
+    "accuracy_at_lengths",
+    "beside_published",
+    "save",
+]
 
 _SHOWN = 8  # models of one figure: as many as there are colours
 
@@ -137,6 +146,34 @@ def phase_diagram(records: Sequence[Record]) -> Figure:
         panel.set_xlabel("gamma")
         panel.set_title({"composite": "answered as composed", "symmetric": "answered as mirrored"}[split])
     axes[0].set_ylabel("layers")
+    return figure
+
+
+@in_style
+def beside_published(cells: Sequence[tuple[Claim, Found]]) -> Figure:
+    """Cells of a table of claims by layers, a panel for each gamma: what was published, and every seed of ours.
+
+    Open points are of runs that were trained otherwise than the published ones.
+    """
+    gammas = sorted({claim.settings["gamma"] for claim, _ in cells})
+    figure, axes = panels(1, len(gammas), width=1.2 + 2.9 * len(gammas), height=3.2, sharey=True)
+    for panel, gamma in zip(axes, gammas, strict=True):
+        own = sorted(
+            ((c.settings["n_layers"], float(c.published or 0), f) for c, f in cells if c.settings["gamma"] == gamma),
+            key=lambda cell: cell[0],
+        )
+        layers = [place for place, _, _ in own]
+        panel.plot(layers, [published for _, published, _ in own], color=COLOURS[1], marker="s", label="published")
+        panel.plot(layers, [statistics.fmean(f.best) for _, _, f in own], color=COLOURS[0], label="ours, mean")
+        for place, _, found in own:
+            face = "white" if found.differing else COLOURS[0]
+            panel.plot([place] * len(found.best), found.best, "o", color=COLOURS[0], markerfacecolor=face, markersize=4)
+        panel.set_title(f"gamma {gamma:g}")
+        panel.set_xticks(layers)
+        panel.set_ylim(-0.03, 1.03)
+        panel.set_xlabel("layers")
+    axes[0].set_ylabel("withheld pair composed")
+    axes[0].legend(loc="best")
     return figure
 
 

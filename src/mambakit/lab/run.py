@@ -3,6 +3,7 @@
 `lab/record.py` says what it leaves on disk.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from mambakit.errors import ArtefactError, DataError
 from mambakit.lab.data import TrainingBatches, held_out
 from mambakit.lab.evaluation import accuracy_at_length, evaluate, finite
 from mambakit.lab.experiment import Experiment, device_named
-from mambakit.lab.grouped import CapturedSteps, GroupedAdamW, GroupedModels, Pace, seeded, train_step
+from mambakit.lab.grouped import GroupedAdamW, GroupedModels, seeded
 from mambakit.lab.progress import RunProgress
 from mambakit.lab.record import (
     CHANGES,
@@ -32,7 +33,9 @@ from mambakit.lab.record import (
     save_weights,
     write_lines,
 )
+from mambakit.lab.steps import TrainingSteps, products_in_tf32
 from mambakit.lab.tasks import Batch
+from mambakit.lab.watch import OutOfTime, Watch
 from mambakit.training.artefacts import exclusive, read_json, remove_leftovers, write_json
 
 _SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -61,7 +64,9 @@ def run(
     device: str | None = None,
     grouping: str = "auto",
     capture: bool = False,
+    tf32: bool = False,
     resume: bool = False,
+    deadline: float | None = None,
     quiet: bool = False,
 ) -> list[Outcome]:
     """Train an experiment for every member, all of them together, and record it in the folder `out`.
@@ -73,24 +78,29 @@ def run(
         grouping: "vmap" trains members as one model with an axis of models; "loop" one after the other at every step,
             which is as fast on a CPU and serves what vmap can't; "auto" is vmap on a GPU.
         capture: replay the steps of a GPU as a CUDA graph, which spares small models the time of Python.
+        tf32: take float32 matrix products of a GPU in TF32, whose factors have 11 bits; the record says so.
         resume: go on with a run of these settings that was killed.
+        deadline: of `time.monotonic`: a run that would not end by then is put aside as if it had been killed.
 
     Returns the outcome of each member. A killed run that is resumed ends as it would have.
 
-    Raises ArtefactError where `out` holds another run, or this one unasked; DataError for settings that don't fit.
+    Raises ArtefactError where `out` holds another run, or this one unasked; DataError for settings that don't fit;
+    OutOfTime for a run that was put aside.
     """
     everyone = [Member(member) if isinstance(member, int) else member for member in members]
     _check(everyone, grouping)
     folder = Path(out)
     of_device = device_named(device)
-    if capture and of_device.type != "cuda":
-        raise DataError(f"capture needs a CUDA device, got {of_device}; leave it out")
+    for name, asked in (("capture", capture), ("tf32", tf32)):
+        if asked and of_device.type != "cuda":
+            raise DataError(f"{name} needs a CUDA device, got {of_device}; leave it out")
     with exclusive(folder):
         remove_leftovers(folder)
         loop = grouping == "loop" or (grouping == "auto" and of_device.type == "cpu")
-        started = _Run(experiment, everyone, folder, preset, of_device, loop, capture)
+        started = _Run(experiment, everyone, folder, preset, of_device, loop, capture, tf32, deadline)
         _claim(folder, experiment, everyone, preset, resume)  # last: what can't be made leaves no run behind
-        return started.finish(quiet)
+        with products_in_tf32() if tf32 else contextlib.nullcontext():
+            return started.finish(quiet)
 
 
 class _Run:
@@ -105,7 +115,10 @@ class _Run:
         device: torch.device,
         loop: bool,
         capture: bool,
+        tf32: bool,
+        deadline: float | None,
     ) -> None:
+        self._deadline = deadline
         self._experiment, self._members, self._folder, self._device = experiment, members, folder, device
         self._task = experiment.task
         own = [own_experiment(experiment, member) for member in members]
@@ -117,17 +130,18 @@ class _Run:
         ]
         self._grouped = GroupedModels(models, loop=loop)
         self._training = training = experiment.training
-        parameters = list(self._grouped.parameters.values())
         betas = training.beta1, training.beta2
-        self._optimizer = GroupedAdamW(parameters, self._grouped.decayed, betas, training.eps)
-        self._captured = CapturedSteps(self._grouped, self._optimizer, training.clip) if capture else None
+        self._optimizer = optimizer = GroupedAdamW(self._grouped, betas, training.eps)
         self._steps, self._every = training.steps_for(self._task)
         self._batches = TrainingBatches(self._task, [m.seed for m in members], training.batch_size, device)
+        rates = [[own.rate(step, self._steps) for own in self._own] for step in range(self._steps)]
+        paces = optimizer.paces(rates, [own.weight_decay for own in self._own])
+        self._taking = TrainingSteps(self._grouped, optimizer, self._batches, paces, training.clip, capture)
         self._held_out = self._evaluation_batches()
         self._step, self._seconds = 0, 0.0
         size = sum(parameter.numel() for parameter in models[0].parameters())
         self._lines = [
-            [_first_line(one, member, preset, size, self._steps, device)]
+            [_first_line(one, member, preset, size, self._steps, device, "tf32" if tf32 else "float32")]
             for one, member in zip(own, members, strict=True)
         ]
 
@@ -141,37 +155,30 @@ class _Run:
         return [Outcome(member, lines) for member, lines in zip(self._members, self._lines, strict=True)]
 
     def _train(self, progress: RunProgress) -> None:
-        decays = [training.weight_decay for training in self._own]
-        losses: list[Tensor] = []
-        started = saved = time.monotonic()
+        watch = Watch(self._device, self._step, self._steps, self._deadline)
+        saved = time.monotonic()
         if self._step == 0 and len(self._lines[0]) == 1:
-            self._evaluate(losses)
+            self._evaluate(None)
+        self._taking.go_on_from(self._step)
         while self._step < self._steps:
-            tokens, targets = self._batches(self._step)
-            rates = [training.rate(self._step, self._steps) for training in self._own]
+            self._taking.take(self._step)
             self._step += 1
-            pace = self._optimizer.pace(self._step, rates, decays)
-            losses.append(self._take(tokens, targets, pace))
             progress.advanced(self._step)
             if self._step % self._every == 0 or self._step == self._steps:
-                now = time.monotonic()
-                self._seconds, started = self._seconds + now - started, now
+                losses = self._taking.mean_losses()
+                seconds, in_time = watch.lap(self._step)
+                self._seconds += seconds
                 self._evaluate(losses)
-                losses = []
                 progress.evaluated(self._step, self._summary())
-                if now - saved >= _SECONDS_BETWEEN_CHECKPOINTS or self._step == self._steps:
+                if time.monotonic() - saved >= _SECONDS_BETWEEN_CHECKPOINTS or self._step == self._steps or not in_time:
                     self._save()
-                    saved = now
+                    saved = time.monotonic()
+                if not in_time and self._step < self._steps:
+                    raise OutOfTime(f"put aside at step {self._step} of {self._steps}: it would not end in time")
+            watch.passed(self._step)
 
-    def _take(self, tokens: Tensor, targets: Tensor, pace: Pace) -> Tensor:
-        """One step; every member's loss."""
-        if self._captured is not None:
-            return self._captured(tokens, targets, pace)
-        return train_step(self._grouped, self._optimizer, tokens, targets, pace, self._training.clip)
-
-    def _evaluate(self, losses: list[Tensor]) -> None:
-        """Add a line of evaluation to every member's record."""
-        mean = torch.stack(losses).mean(0).tolist() if losses else [float("nan")] * len(self._members)
+    def _evaluate(self, losses: list[float] | None) -> None:
+        """Add a line of evaluation to every member's record; `losses` are the mean ones since the last."""
         results = {
             split: evaluate(self._grouped, batch, self._training.evaluation_batch, tuple(self._task.groups))
             for split, batch in self._held_out.items()
@@ -187,7 +194,7 @@ class _Run:
                     "epoch": None if samples is None else seen / (samples // own.batch_size * own.batch_size),
                     "seconds": round(self._seconds, 3),
                     "learning_rate": own.rate(max(0, self._step - 1), self._steps),
-                    "loss": finite(mean[index]) if losses else None,
+                    "loss": None if losses is None else finite(losses[index]),
                     "splits": {split: found[index] for split, found in results.items()},
                 }
             )
@@ -241,14 +248,14 @@ class _Run:
         return "right: " + ", ".join(f"{split} {share:.3f}" for split, share in means.items())
 
     def _save(self) -> None:
-        names = list(self._grouped.parameters)
-        tensors = {f"weight.{name}": p.detach() for name, p in self._grouped.parameters.items()}
-        tensors |= {f"mean.{name}": t for name, t in zip(names, self._optimizer.means, strict=True)}
-        tensors |= {f"square.{name}": t for name, t in zip(names, self._optimizer.squares, strict=True)}
         state = {"step": self._step, "seconds": self._seconds, "lines": self._lines}
-        save_checkpoint(self._folder, self._step, tensors, state)
+        save_checkpoint(self._folder, self._step, self._trained(), state)
         for member, lines in zip(self._members, self._lines, strict=True):
             write_lines(self._folder, member, lines)
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What steps change."""
+        return {"weights": self._grouped.flat, "means": self._optimizer.means, "squares": self._optimizer.squares}
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -256,14 +263,8 @@ class _Run:
         if kept is None:
             return
         tensors, state = kept
-        parts = {
-            "weight": self._grouped.parameters.values(),
-            "mean": self._optimizer.means,
-            "square": self._optimizer.squares,
-        }
-        for part, targets in parts.items():
-            for name, target in zip(self._grouped.parameters, targets, strict=True):
-                target.copy_(tensors[f"{part}.{name}"])
+        for name, tensor in self._trained().items():
+            tensor.copy_(tensors[name])
         self._step, self._seconds, self._lines = state["step"], state["seconds"], state["lines"]
 
 
@@ -320,7 +321,13 @@ def _claim(folder: Path, experiment: Experiment, members: list[Member], preset: 
 
 
 def _first_line(
-    experiment: Experiment, member: Member, preset: str | None, parameters: int, steps: int, device: torch.device
+    experiment: Experiment,
+    member: Member,
+    preset: str | None,
+    parameters: int,
+    steps: int,
+    device: torch.device,
+    products: str,
 ) -> Line:
     return {
         "kind": "run",
@@ -333,5 +340,6 @@ def _first_line(
         "parameters": parameters,
         "steps": steps,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "products": products,
         "versions": {"mambakit": __version__, "torch": torch.__version__},
     }

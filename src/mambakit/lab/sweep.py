@@ -20,9 +20,10 @@ import itertools
 import json
 import re
 import runpy
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,9 @@ def sweep(
     address: str | None = None,
     gpus: float = 0.0,
     device: str | None = None,
+    capture: bool = False,
+    tf32: bool = False,
+    minutes: float | None = None,
     quiet: bool = False,
     say: Say = lambda line: None,
 ) -> list[Path]:
@@ -91,14 +95,16 @@ def sweep(
     Args:
         seeds: in place of those of the file.
         engine: "local", or "ray", whose tasks give their files back, so that nodes need not share a disk.
-        workers: processes of the local engine, which share the cores of the machine.
+        workers: runs of the local engine at once: processes that share the cores of the machine, or threads with a
+            stream each where they share a GPU.
         together: the most points that one run trains; None for all of one shape on a GPU, and one on a CPU, where they
             would only take turns.
         address, gpus: of a Ray cluster (None starts Ray here), and the share of a GPU that a run gets there.
-        device, quiet: of `lab.run.run`.
+        device, capture, tf32, quiet: of `lab.run.run`.
+        minutes: that all of it may take; what would not end in them is put aside, and the same sweep goes on with it.
         say: gets a line for every run that ends.
 
-    Returns the folders of all runs made now.
+    Returns the folders of all runs that were made to their end now.
 
     Raises DataError for a file that can't be used or settings that don't fit, MambakitError where runs failed; the
     others are made all the same.
@@ -111,23 +117,47 @@ def sweep(
         raise DataError("workers is of the local engine; Ray has its own, leave it out")
     if engine == "local" and (address is not None or gpus):
         raise DataError("address and gpus are of the engine ray; leave them out, or add --engine ray")
+    if minutes is not None and (engine == "ray" or not minutes > 0):
+        raise DataError(f"minutes must be positive, and is of the local engine; got {minutes}")
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
     points = read_sweep(path, seeds)
     folder = Path(out)
     with exclusive(folder):
-        jobs = plan(points, folder, together or _together(engine, device, gpus), device)
+        jobs = [
+            replace(job, device=device, capture=capture, tf32=tf32, deadline=deadline)
+            for job in plan(points, folder, together or _together(engine, device, gpus))
+        ]
         left = sum(len(job.members) for job in jobs)
         say(f"{len(points)} points: {len(points) - left} done, {left} to go in {len(jobs)} runs")
-        failed = []
-        for number, (job, reason, seconds) in enumerate(
-            run_jobs(jobs, engine=engine, workers=workers, address=address, gpus=gpus, quiet=quiet), start=1
-        ):
-            what = f"done in {seconds:.0f} s" if reason is None else f"failed: {reason}"
-            say(f"[{number}/{len(jobs)}] {job.folder.name} ({_members(job)}): {what}")
-            if reason is not None:
-                failed.append(f"{job.folder.name}: {reason}")
+        made: list[Path] = []
+        failed: list[str] = []
+
+        def make(some: Sequence[Job]) -> list[Job]:
+            """Those that were put aside."""
+            aside = []
+            for number, ended in enumerate(
+                run_jobs(some, engine=engine, workers=workers, address=address, gpus=gpus, quiet=quiet), start=1
+            ):
+                name = ended.job.folder.name
+                if ended.reason is None:
+                    made.append(ended.job.folder)
+                    what = f"done in {ended.seconds:.0f} s"
+                elif ended.aside:
+                    aside.append(ended.job)
+                    what = ended.reason
+                else:
+                    failed.append(f"{name}: {ended.reason}")
+                    what = f"failed: {ended.reason}"
+                say(f"[{number}/{len(some)}] {name} ({_members(ended.job)}): {what}")
+            return aside
+
+        aside = make(jobs)
+        if aside and deadline is not None and time.monotonic() < deadline:
+            say(f"{len(aside)} runs were put aside; with the others done they are tried once more")
+            make([job for job in jobs if job in aside])
     if failed:
         raise MambakitError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(failed)}")
-    return [job.folder for job in jobs]
+    return made
 
 
 def read_sweep(path: str | Path, seeds: Sequence[int] | None = None) -> list[Point]:
@@ -156,7 +186,7 @@ def read_sweep(path: str | Path, seeds: Sequence[int] | None = None) -> list[Poi
     return list(points.values())
 
 
-def plan(points: Sequence[Point], folder: Path, together: int, device: str | None) -> list[Job]:
+def plan(points: Sequence[Point], folder: Path, together: int) -> list[Job]:
     """The runs that are left to make: those that were killed as they were, the rest grouped by shape."""
     left = {point.key: point for point in points}
     killed = []
@@ -174,12 +204,12 @@ def plan(points: Sequence[Point], folder: Path, together: int, device: str | Non
             for key in keys:
                 del left[key]
             experiment, members = _parts(described)
-            jobs.append(Job(run_folder, experiment, members, described["preset"], device))
+            jobs.append(Job(run_folder, experiment, members, described["preset"]))
     shapes: dict[str, list[Point]] = {}
     for point in left.values():
         shapes.setdefault(_shape(point), []).append(point)
     for alike in shapes.values():
-        jobs += [_job(alike[i : i + together], folder, device) for i in range(0, len(alike), together)]
+        jobs += [_job(alike[i : i + together], folder) for i in range(0, len(alike), together)]
     return jobs
 
 
@@ -232,7 +262,7 @@ def _shape(point: Point) -> str:
     return json.dumps([alike, point.preset], sort_keys=True)
 
 
-def _job(points: Sequence[Point], folder: Path, device: str | None) -> Job:
+def _job(points: Sequence[Point], folder: Path) -> Job:
     first = points[0]
     values = [{name: _change(point.experiment, name) for name in CHANGES} for point in points]
     varied = [name for name in CHANGES if any(of_point[name] != values[0][name] for of_point in values)]
@@ -244,7 +274,7 @@ def _job(points: Sequence[Point], folder: Path, device: str | None) -> Job:
     model = first.experiment.model
     kind = model.model if model.model.startswith("transformer") else f"{model.model}-{model.mixer}"
     name = re.sub(r"[^\w.-]", "-", f"{first.experiment.task.name}-{kind}-{named}")
-    return Job(folder / name, first.experiment, members, first.preset, device)
+    return Job(folder / name, first.experiment, members, first.preset)
 
 
 def _change(experiment: Experiment, name: str) -> Any:

@@ -40,6 +40,9 @@ def run(
         str, typer.Option(help="How seeds share a step: vmap, loop, or auto, the better one for the device.")
     ] = "auto",
     capture: Annotated[bool, typer.Option("--capture", help="On a GPU: replay each step as a CUDA graph.")] = False,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="On a GPU: matrix products in TF32; the record says so.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was killed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -56,6 +59,7 @@ def run(
         device=device,
         grouping=grouping,
         capture=capture,
+        tf32=tf32,
         resume=resume,
         quiet=quiet,
     )

@@ -38,7 +38,9 @@ def sweep(
         str | None, typer.Option(help="Seeds, separated by commas, in place of those of the file.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray (extra 'ray').")] = "local",
-    workers: Annotated[int, typer.Option(help="Local processes at once, which share the cores.")] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Local runs at once: processes that share the cores, or streams that share a GPU.")
+    ] = 1,
     together: Annotated[
         int | None,
         typer.Option(help="The most models trained as one; by default all of one shape on a GPU, one on a CPU."),
@@ -46,6 +48,13 @@ def sweep(
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; by default Ray is started here.")] = None,
     gpus: Annotated[float, typer.Option(help="Share of a GPU that each run gets under Ray.")] = 0.0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU where there is one.")] = None,
+    capture: Annotated[bool, typer.Option("--capture", help="On a GPU: replay each step as a CUDA graph.")] = False,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="On a GPU: matrix products in TF32; the records say so.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="Put aside what would not end in so many; the command again goes on with it.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Run a grid over task, model and settings, for many seeds; those of one shape are trained together."""
@@ -64,6 +73,9 @@ def sweep(
         address=address,
         gpus=gpus,
         device=device,
+        capture=capture,
+        tf32=tf32,
+        minutes=minutes,
         quiet=quiet,
         say=(lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True)),
     )

@@ -27,7 +27,9 @@ class SequenceLengths:
     Attributes:
         shortest, longest: of training, both included.
         unseen: the length of the split `ood`.
-        stages: of the curriculum; in stage i of n, longest is that of a straight line from shortest; 1 for none.
+        stages: of the curriculum, in which the longest rises in equal parts; 1 for none.
+        first_longest: the longest of the first stage; 0 for one of those parts above the shortest.
+        length_step: between lengths of training; a GPU's steps are captured for each length of its own.
         stage_steps: of each stage but the last, which lasts.
         test_samples: of the splits `test` and `ood`, drawn from streams of their own.
 
@@ -38,13 +40,20 @@ class SequenceLengths:
     longest: int = 40
     unseen: int = 160
     stages: int = 1
+    first_longest: int = 0
+    length_step: int = 1
     stage_steps: int = 10_000
     test_samples: int = 1_000
     groups: ClassVar[tuple[str, ...]] = ()
     splits: ClassVar[tuple[str, ...]] = ("train", "test", "ood")
 
     def __post_init__(self) -> None:
-        check_positive(self, "shortest", "stages", "stage_steps", "test_samples")
+        check_positive(self, "shortest", "stages", "length_step", "stage_steps", "test_samples")
+        if self.first_longest and not self.shortest <= self.first_longest <= self.longest:
+            raise DataError(
+                f"first_longest must be 0 or from shortest to longest, {self.shortest} to {self.longest}, "
+                f"got {self.first_longest}"
+            )
         if not self.shortest <= self.longest <= self.unseen:
             raise DataError(
                 f"shortest, longest and unseen must rise, got {self.shortest}, {self.longest} and {self.unseen}"
@@ -60,10 +69,18 @@ class SequenceLengths:
     def length_at(self, step: int, split: str) -> int:
         if split != "train":
             return self.longest if split == "test" else self.unseen
-        stage = min(self.stages, 1 + step // self.stage_steps)
-        greatest = self.shortest + (self.longest - self.shortest) * stage // self.stages
+        greatest = self._longest_of_stage(min(self.stages, 1 + step // self.stage_steps))
         # Of the step alone, so that models of different seeds, trained as one, have batches of one shape.
-        return self.shortest + derived_seed(step) % (greatest - self.shortest + 1)
+        lengths = range(self.shortest, greatest + 1, self.length_step)
+        return lengths[derived_seed(step) % len(lengths)]
+
+    def _longest_of_stage(self, stage: int) -> int:
+        """Of stage 1, 2, ..."""
+        if not self.first_longest:
+            return self.shortest + (self.longest - self.shortest) * stage // self.stages
+        if stage == self.stages:
+            return self.longest
+        return self.first_longest + (self.longest - self.first_longest) * (stage - 1) // (self.stages - 1)
 
 
 @dataclass(frozen=True)
