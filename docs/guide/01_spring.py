@@ -79,7 +79,8 @@ axes[0].set_ylabel("speed")
 style.caption(
     fig,
     "Phase portraits of the same spring with more and more damping. Grey arrows are the direction of A h; each "
-    "line is a motion from one start. With little damping the state spirals in, with much it slides to rest along one direction.",
+    "line is a motion from one start. With little damping the state spirals in, with much it slides to rest along "
+    "one direction.",
 )
 
 # %% [markdown]
@@ -140,7 +141,8 @@ style.caption(
 # of $e^x$, and the eigenvalues do the work when $A$ has a full set of eigenvectors $V$:
 #
 # $$ h(t) = e^{At} h(0), \qquad
-#    e^{At} = 1 + At + \frac{(At)^2}{2!} + \dots = V\, \mathrm{diag}(e^{\lambda_1 t}, e^{\lambda_2 t}, \dots)\, V^{-1} $$
+#    e^{At} = 1 + At + \frac{(At)^2}{2!} + \dots
+#    = V\, \mathrm{diag}(e^{\lambda_1 t}, e^{\lambda_2 t}, \dots)\, V^{-1} $$
 #
 # One more way to say it, which becomes the next chapter: take $n$ small straight steps along the arrows, each of
 # length $t/n$; that is $(1 + At/n)^n$, and tends to $e^{At}$. Here are the series and the straight steps against the
@@ -185,7 +187,7 @@ spectral = ((V * torch.exp(values * t)) @ torch.linalg.inv(V)).real
 
 # %%
 def push_by_sine(spring: MassOnSpring, w: float, times: torch.Tensor) -> torch.Tensor:
-    """Position under u(t) = sin(w t), exactly: a sine is a motion of a spring too, put beside ours as two more states."""
+    """Position under u(t) = sin(w t), exactly: a sine is the motion of a spring too, put in as two more states."""
     own = spring.system()
     A = torch.zeros(4, 4, dtype=torch.float64)
     A[:2, :2], A[:2, 2] = own.A, own.B  # the third state is the force

@@ -190,8 +190,8 @@ for ax, (method, factor) in zip(axes, regions.items(), strict=True):
 axes[0].set_ylabel("imaginary part of z")
 style.caption(
     fig,
-    "Where each rule fades (shaded). It should be exactly the left half of the plane. Euler manages one disc, Runge-Kutta "
-    "a larger patch; the bilinear rule and the exponential get it right for every step, however long.",
+    "Where each rule fades (shaded). It should be exactly the left half of the plane. Euler manages one disc, "
+    "Runge-Kutta a larger patch; the bilinear rule and the exponential get it right for every step, however long.",
 )
 
 # %% [markdown]
