@@ -125,8 +125,8 @@ style.caption(
 # %% [markdown]
 # Attention compares every step with every earlier one, $L^2/2$ pairs, so that each doubling of the length tends to
 # take four times as long. The others do the same work again at each step and tend to twice. At the last doubling it
-# was {{ training["attention"][-1] / training["attention"][-2]:.1f}} for attention and
-# {{ training["SSM (Mamba)"][-1] / training["SSM (Mamba)"][-2]:.1f}} for Mamba. Note also what the curves do *not*
+# was {{ training["attention"][-1] / training["attention"][-2]:.1f }} for attention and
+# {{ training["SSM (Mamba)"][-1] / training["SSM (Mamba)"][-2]:.1f }} for Mamba. Note also what the curves do *not*
 # say: that a Mamba is faster at any length. Short sequences are what attention is good at.
 #
 # One core hides something, though: what *many* cores could do at the same time. On a GPU the question is not only how
@@ -178,9 +178,9 @@ style.caption(
 )
 
 # %% [markdown]
-# From {{ prefixes[0] }} to {{ prefixes[-1] }} tokens, attention's next token became {{ slowdown["attention"]:.1f}}
-# times as dear, Mamba's {{ slowdown["SSM (Mamba)"]:.1f}} times, and attention's memory grew
-# {{ memory["attention"][-1] / memory["attention"][0]:.0f}} times. A model has dozens of layers, and a server hundreds
+# From {{ prefixes[0] }} to {{ prefixes[-1] }} tokens, attention's next token became {{ slowdown["attention"]:.1f }}
+# times as dear, Mamba's {{ slowdown["SSM (Mamba)"]:.1f }} times, and attention's memory grew
+# {{ memory["attention"][-1] / memory["attention"][0]:.0f }} times. A model has dozens of layers, and a server hundreds
 # of conversations: it is this memory that fills the GPU. (At these small sizes much of the time is the cost of
 # calling Python at all. The library's `nn.Stepper` removes that; here we want to compare like with like.)
 #
@@ -237,9 +237,9 @@ style.caption(
 )
 
 # %% [markdown]
-# After 100 steps the RNN keeps {{ kept["RNN"]:.0e}} of its gradient, the LSTM {{ kept["LSTM"]:.0e}}, S4D
-# {{ kept["S4D"]:.0e}}, Mamba {{ kept["Mamba"]:.0e}}. With recurrent weights eight times as large the RNN's gradient
-# is multiplied by {{ kept["RNN, recurrent weights times 8"]:.0e}} over the same distance. Between the two lies a
+# After 100 steps the RNN keeps {{ kept["RNN"]:.0e }} of its gradient, the LSTM {{ kept["LSTM"]:.0e }}, S4D
+# {{ kept["S4D"]:.0e }}, Mamba {{ kept["Mamba"]:.0e }}. With recurrent weights eight times as large the RNN's gradient
+# is multiplied by {{ kept["RNN, recurrent weights times 8"]:.0e }} over the same distance. Between the two lies a
 # knife's edge, and training pushes off it.
 #
 # In an SSM the same derivative is written down in one line, since nothing bends it:

@@ -166,7 +166,7 @@ spectral = ((V * torch.exp(values * t)) @ torch.linalg.inv(V)).real
 
 # %% [markdown]
 # The series first gets worse and then wins by a mile; the straight steps crawl. The last row still misses by
-# {{ rows[-1][2]:.2f}}, for entries of at most {{ exact.abs().max().item():.2f}}. Keep both in mind: how to take steps
+# {{ rows[-1][2]:.2f }}, for entries of at most {{ exact.abs().max().item():.2f }}. Keep both in mind: how to take steps
 # is a choice, and a matter of a few orders of magnitude.
 #
 # ## The response to a force
@@ -226,8 +226,8 @@ style.caption(
 )
 
 # %% [markdown]
-# The largest gain is {{ peak.max().item():.2f}}, at {{ best:.2f}} rad/s, next to the imaginary part of the
-# eigenvalue, {{ omega:.2f}}. So one mode of a state-space layer is a small radio: its imaginary part tunes it, its
+# The largest gain is {{ peak.max().item():.2f }}, at {{ best:.2f }} rad/s, next to the imaginary part of the
+# eigenvalue, {{ omega:.2f }}. So one mode of a state-space layer is a small radio: its imaginary part tunes it, its
 # real part says how sharply. A layer of S4D has dozens of them in each channel, tuned to different frequencies.
 #
 # ## What A, B, C and D do
@@ -321,7 +321,7 @@ style.caption(
 
 # %% [markdown]
 # Held samples arrive half a step late on average, and so does the motion. The two differ by up to
-# {{ 100 * parting:.0f}} % of the largest deflection. Neither is wrong. The next chapter makes the choice, and
+# {{ 100 * parting:.0f }} % of the largest deflection. Neither is wrong. The next chapter makes the choice, and
 # measures what each choice costs.
 #
 # ## Check

@@ -75,7 +75,7 @@ style.table(["rule", "Ab[0,0]", "Ab[0,1]", "Bb[0]", "largest |eigenvalue| of Ab"
 # %% [markdown]
 # The last column matters most. Every step multiplies the state by $\bar A$, so what it does after a thousand steps is
 # decided by its eigenvalues: below 1 in absolute value the state fades, above 1 it explodes. The true value,
-# $|e^{\Delta\lambda}|$, is {{ math.exp(0.5 * lam.real):.3f}}. Euler has turned a spring that comes to rest into one
+# $|e^{\Delta\lambda}|$, is {{ math.exp(0.5 * lam.real):.3f }}. Euler has turned a spring that comes to rest into one
 # that flies apart.
 
 # %%
@@ -196,10 +196,10 @@ style.caption(
 
 # %% [markdown]
 # Why this decides everything for S4: its modes have imaginary parts $\pi n$ (chapter 5). With 64 states and a step of
-# 0.1 the fastest has $z = -0.05 + {{ 0.1 * math.pi * 31:.1f}}i$, far outside anything Euler or Runge-Kutta survive.
+# 0.1 the fastest has $z = -0.05 + {{ 0.1 * math.pi * 31:.1f }}i$, far outside anything Euler or Runge-Kutta survive.
 # An *implicit* rule or an exponential is not a luxury there. The bilinear rule pays in another coin: it squeezes all
-# frequencies into half a turn per step, so that this mode turns by {{ 2 * math.atan(0.1 * math.pi * 31 / 2):.2f}}
-# instead of {{ 0.1 * math.pi * 31:.2f}} radians. A learned $A$ does not mind.
+# frequencies into half a turn per step, so that this mode turns by {{ 2 * math.atan(0.1 * math.pi * 31 / 2):.2f }}
+# instead of {{ 0.1 * math.pi * 31:.2f }} radians. A learned $A$ does not mind.
 #
 # ## Try it
 #
@@ -416,7 +416,7 @@ style.table(["step", "Bb ratio for A = -1", "Bb ratio for A = -16", "difference 
 
 # %% [markdown]
 # At the shortest steps the rules are one; at 0.1, where Mamba's initial steps end, the fastest states are written
-# {{ rows[2][2]:.2f}} times as loudly as the paper says, and the output differs by {{ rows[2][3]:.0f}} %. Does it
+# {{ rows[2][2]:.2f }} times as loudly as the paper says, and the output differs by {{ rows[2][3]:.0f }} %. Does it
 # matter? **With a constant step, no:** the ratio is a constant for each state and disappears into $B$, which is
 # learned. **With a step that varies, it does change what the model is.** Under zero-order hold a long step lets the
 # state settle at $-Bu/A$ and no further. Under the exponential Euler rule the write grows with $\Delta$ without a
@@ -442,8 +442,8 @@ style.table(
 halving = error_order(torch.tensor(held["exponential_euler"]) - truth)
 
 # %% [markdown]
-# One long step of the code's rule overshoots {{ held["exponential_euler"][0] / truth:.1f}} times; the overshoot falls
-# with order {{ halving[-1].item():.2f}}. A model trained at one sampling rate can be moved to another by rescaling
+# One long step of the code's rule overshoots {{ held["exponential_euler"][0] / truth:.1f }} times; the overshoot falls
+# with order {{ halving[-1].item():.2f }}. A model trained at one sampling rate can be moved to another by rescaling
 # $\Delta$ under zero-order hold; under the other rule only roughly. Language has no sampling rate, and there nobody
 # has missed it.
 #

@@ -224,12 +224,12 @@ style.caption(
 )
 
 # %% [markdown]
-# At 1024 steps the direct convolution takes {{ taken["direct convolution"][2] / taken["FFT convolution"][2]:.1f}}
+# At 1024 steps the direct convolution takes {{ taken["direct convolution"][2] / taken["FFT convolution"][2]:.1f }}
 # times as long as the FFT, and the factor grows with the length. Two more things are worth seeing. The loop and the
 # compiled scan do *the same arithmetic*; between them lie a factor of
-# {{ taken["loop"][2] / taken["compiled scan"][2]:.0f}} and nothing but overhead. "Recurrent" does not mean slow; a
+# {{ taken["loop"][2] / taken["compiled scan"][2]:.0f }} and nothing but overhead. "Recurrent" does not mean slow; a
 # recurrence in small Python steps is slow. And on this one core the compiled scan needs
-# {{ taken["compiled scan"][3] / taken["FFT convolution"][3]:.2f}} times what the FFT needs at 4096 steps: a state
+# {{ taken["compiled scan"][3] / taken["FFT convolution"][3]:.2f }} times what the FFT needs at 4096 steps: a state
 # that stays in the cache is hard to beat. The tree, the hero of parallel machines, is no bargain here. It does more
 # work and carries every state through memory, and pays only where hundreds of cores would otherwise wait.
 #

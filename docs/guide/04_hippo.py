@@ -66,8 +66,8 @@ style.caption(
 
 # %% [markdown]
 # The curves on the right were *not* fitted to the signal. A state of $N$ numbers was moved on a thousand times by the
-# rule below, and then read once. With 32 numbers the error is {{ 100 * errors[32]:.0f}} % of the signal's spread,
-# with 64 it is {{ 100 * errors[64]:.1f}} %.
+# rule below, and then read once. With 32 numbers the error is {{ 100 * errors[32]:.0f }} % of the signal's spread,
+# with 64 it is {{ 100 * errors[64]:.1f }} %.
 #
 # ## The matrix that keeps it so
 #
