@@ -180,9 +180,9 @@ style.caption(
 # %% [markdown]
 # From {{ prefixes[0] }} to {{ prefixes[-1] }} tokens, attention's next token became {{ slowdown["attention"]:.1f }}
 # times as dear, Mamba's {{ slowdown["SSM (Mamba)"]:.1f }} times, and attention's memory grew
-# {{ memory["attention"][-1] / memory["attention"][0]:.0f }} times. A model has dozens of layers, and a server hundreds
-# of conversations: it is this memory that fills the GPU. (At these small sizes much of the time is the cost of
-# calling Python at all. The library's `nn.Stepper` removes that; here we want to compare like with like.)
+# {{ memory["attention"][-1] / memory["attention"][0]:.0f }} times. A model has dozens of layers, and a server
+# hundreds of conversations: it is this memory that fills the GPU. (At these small sizes much of the time is the cost
+# of calling Python at all. The library's `nn.Stepper` removes that; here we want to compare like with like.)
 #
 # ## Gradients: vanishing and exploding
 #
@@ -223,6 +223,7 @@ reaches = {
     "Mamba": reach(Mamba(WIDTH, dtype=torch.float64)),
 }
 kept = {name: (norms[100] / norms[0]).item() for name, norms in reaches.items()}
+decades = {name: (norms[100] / norms[0]).log10().item() for name, norms in reaches.items()}
 
 # %% tags=["hide"]
 fig, ax = style.figure(height=3.4)
@@ -237,10 +238,11 @@ style.caption(
 )
 
 # %% [markdown]
-# After 100 steps the RNN keeps {{ kept["RNN"]:.0e }} of its gradient, the LSTM {{ kept["LSTM"]:.0e }}, S4D
-# {{ kept["S4D"]:.0e }}, Mamba {{ kept["Mamba"]:.0e }}. With recurrent weights eight times as large the RNN's gradient
-# is multiplied by {{ kept["RNN, recurrent weights times 8"]:.0e }} over the same distance. Between the two lies a
-# knife's edge, and training pushes off it.
+# After 100 steps the RNN keeps about $10^{ {{ decades["RNN"]:.0f }} }$ of its gradient, the LSTM
+# $10^{ {{ decades["LSTM"]:.0f }} }$, Mamba $10^{ {{ decades["Mamba"]:.0f }} }$, S4D {{ 100 * kept["S4D"]:.0f }} %.
+# With recurrent weights eight times as large the RNN's gradient is instead multiplied by about
+# $10^{ {{ decades["RNN, recurrent weights times 8"]:.0f }} }$ over the same distance. Between the two lies a knife's
+# edge, and training pushes off it.
 #
 # In an SSM the same derivative is written down in one line, since nothing bends it:
 # $\partial h_t/\partial h_{t-k} = \bar A^k = e^{k\Delta A}$. We choose how fast it fades by choosing $\Delta A$, mode
@@ -255,12 +257,16 @@ style.caption(
 # 3. [Three modes](03_three_modes.md): one layer as recurrence, convolution and scan.
 # 4. [HiPPO](04_hippo.md): how a state of fixed size remembers a long past.
 # 5. [S4](05_s4.md): the model that made it practical, and what it cannot do.
-# 6. [Selective copying](06_selective_copying.md), 7. [selection](07_selection.md), 8. [the scan](08_scan.md), 9.
-#    [fusion](09_fusion.md) and
-#    10. [the block](10_block.md): Mamba, piece by piece.
-#
-# Then 11. [induction](11_induction.md), 12. [SSD](12_ssd.md) (Mamba-2), 13. [rotation](13_rotation.md) (Mamba-3),
-# 14. [its weak spot](14_achilles.md), and 15. [decoding](15_decoding.md).
+# 6. [Selective copying](06_selective_copying.md): the task on which a fixed memory fails.
+# 7. [Selection](07_selection.md): Mamba's idea, a memory that its input steers.
+# 8. [The scan](08_scan.md): a recurrence in parallel.
+# 9. [Fusion](09_fusion.md): what fast memory has to do with it.
+# 10. [The block](10_block.md): the rest of the layer.
+# 11. [Induction](11_induction.md): learning a pattern and carrying it to sequences a thousand times as long.
+# 12. [SSD](12_ssd.md): Mamba-2, a recurrence that is also a matrix.
+# 13. [Rotation](13_rotation.md): Mamba-3, and what counting needs.
+# 14. [A weak spot](14_achilles.md): where the block's convolution misleads it.
+# 15. [Decoding](15_decoding.md): the state while a text is written.
 #
 # Each chapter ends with a check, in which two ways of computing the same thing must agree, and three exercises with
 # answers.

@@ -34,15 +34,13 @@ print(f"A = {system.A.tolist()}\nB = {system.B.tolist()}\nC = {system.C.tolist()
 # A second derivative is awkward; two first derivatives are not. Give the speed its own name, $v = p'$, and put both
 # into one vector $h = (p, v)$:
 #
-# $$ \underbrace{\begin{pmatrix} p \\ v \end{pmatrix}'}_{h'} =
-#    \underbrace{\begin{pmatrix} 0 & 1 \\ -k/m & -c/m \end{pmatrix}}_{A}
-#    \underbrace{\begin{pmatrix} p \\ v \end{pmatrix}}_{h} +
-#    \underbrace{\begin{pmatrix} 0 \\ 1/m \end{pmatrix}}_{B} u
-#    \qquad\qquad
-#    y = \underbrace{\begin{pmatrix} 1 & 0 \end{pmatrix}}_{C} h + \underbrace{0}_{D} \cdot u $$
+# $$ \begin{pmatrix} p \\ v \end{pmatrix}' = \begin{pmatrix} 0 & 1 \\ -k/m & -c/m \end{pmatrix}
+#    \begin{pmatrix} p \\ v \end{pmatrix} + \begin{pmatrix} 0 \\ 1/m \end{pmatrix} u, \qquad\qquad
+#    y = p = \begin{pmatrix} 1 & 0 \end{pmatrix} \begin{pmatrix} p \\ v \end{pmatrix} + 0 \cdot u . $$
 #
-# That is the whole of the state-space representation, and the code above prints its four letters. The input $u(t)$ is
-# what comes in, the output $y(t)$ what we look at, the state $h(t)$ what the system keeps to itself:
+# The square matrix is called $A$, the column beside the force $B$, the row that reads the position $C$, and the zero
+# at the end $D$. That is the whole of the state-space representation, and the code above prints its four letters. The
+# input $u(t)$ is what comes in, the output $y(t)$ what we look at, the state $h(t)$ what the system keeps to itself:
 #
 # $$ h' = A h + B u, \qquad y = C h + D u. $$
 #
@@ -166,8 +164,8 @@ spectral = ((V * torch.exp(values * t)) @ torch.linalg.inv(V)).real
 
 # %% [markdown]
 # The series first gets worse and then wins by a mile; the straight steps crawl. The last row still misses by
-# {{ rows[-1][2]:.2f }}, for entries of at most {{ exact.abs().max().item():.2f }}. Keep both in mind: how to take steps
-# is a choice, and a matter of a few orders of magnitude.
+# {{ rows[-1][2]:.2f }}, for entries of at most {{ exact.abs().max().item():.2f }}. Keep both in mind: how to take
+# steps is a choice, and a matter of a few orders of magnitude.
 #
 # ## The response to a force
 #

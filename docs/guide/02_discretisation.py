@@ -218,7 +218,7 @@ style.html("""
 #discretisation-demo .rules label{display:flex;align-items:center;gap:.35rem;min-height:1.8rem}
 #discretisation-demo .rules i{width:.7rem;height:.7rem;border-radius:50%}
 #discretisation-demo .rules span{white-space:nowrap}
-#discretisation-demo .pictures{display:flex;flex-wrap:wrap;gap:.8rem}
+#discretisation-demo .pictures{display:flex;flex-wrap:wrap;align-items:flex-start;gap:.8rem}
 #discretisation-demo svg{display:block;height:auto;overflow:hidden;color:var(--md-default-fg-color)}
 #discretisation-demo .plane{flex:1 1 13rem;max-width:18rem}
 #discretisation-demo .answer{flex:2 1 17rem;min-width:0}
@@ -235,11 +235,11 @@ style.html("""
 </div>
 <div class="rules">
 <label><input type="checkbox" data-rule="euler" checked><i style="background:var(--figure-1)"></i>
-<span>Euler</span>: <span data-in>fades</span><span data-out hidden>explodes</span></label>
+<span><span>Euler</span>: <span data-in>fades</span><span data-out hidden>explodes</span></span></label>
 <label><input type="checkbox" data-rule="bilinear" checked><i style="background:var(--figure-2)"></i>
-<span>bilinear</span>: <span data-in>fades</span><span data-out hidden>explodes</span></label>
+<span><span>bilinear</span>: <span data-in>fades</span><span data-out hidden>explodes</span></span></label>
 <label><input type="checkbox" data-rule="zoh" checked><i style="background:var(--figure-3)"></i>
-<span>zero-order hold</span>: <span data-in>fades</span><span data-out hidden>explodes</span></label>
+<span><span>zero-order hold</span>: <span data-in>fades</span><span data-out hidden>explodes</span></span></label>
 </div>
 <div class="pictures">
 <svg class="plane" viewBox="0 0 240 240" role="img" aria-label="where the discrete A lies in the complex plane"></svg>
@@ -310,7 +310,7 @@ style.html("""
       left += dot(px(made[0][0]), py(made[0][1]), 6, colour);
       for (var k = 1; k * dt <= seconds && Math.abs(h[0]) < 1e6; k++) {
         d += (d ? "L" : "M") + tx(k * dt) + " " + ty(h[0]);
-        if (dt > 0.08) dots += dot(tx(k * dt), ty(h[0]), 3, colour);
+        if (dt > 0.08 && Math.abs(h[0]) < top) dots += dot(tx(k * dt), ty(h[0]), 3, colour);
         h = mul(made[0], h);
       }
       right += line(d, 'style="stroke:' + colour + '"') + dots;

@@ -99,15 +99,20 @@ derived = -(values * weights[:, None]).T @ (values + points[:, None] * slopes)  
 style.check("A of the formula and A by differentiation", derived.T, A, 1e-10)
 
 # %% tags=["hide"]
-fig, ax = style.figure(height=2.8)
-picture = ax.imshow(-A, cmap=style.SEQUENTIAL)
-ax.set(xlabel="k", ylabel="n", title="-A of HiPPO-LegS, 32 states")
-ax.grid(False)
-fig.colorbar(picture, ax=ax)
+fig, (left, right) = style.figure(columns=2, height=2.9)
+picture = left.imshow(-A, cmap=style.SEQUENTIAL)
+left.set(xlabel="k", ylabel="n", title="-A, 32 states")
+left.grid(False)
+fig.colorbar(picture, ax=left)
+for n in range(4):
+    right.plot(memories[32][:, n], label=f"n = {n}", linewidth=1.2)
+right.set(xlabel="samples read", ylabel="coefficient", title="the state while it reads", ylim=(-1.9, 1.9))
+right.legend(ncols=2, loc="upper right")
 style.caption(
     fig,
-    "The matrix that remembers. Below the diagonal each coefficient is corrected by all smoother ones; above it is "
-    "zero, so the first N coefficients do not depend on how many follow.",
+    "Left: the matrix that remembers. Below the diagonal each coefficient is corrected by all smoother ones; above it is "
+    "zero, so the first N coefficients do not depend on how many follow. Right: the first four numbers of the state while "
+    "the signal comes in. They move less and less, for each sample is a smaller share of the past.",
 )
 
 # %% [markdown]
