@@ -98,7 +98,7 @@ style.caption(
 #   swing at all.
 #
 # For a real matrix, complex eigenvalues come in conjugate pairs, so that the imaginary parts of the two motions
-# cancel. Remember this: five chapters from now S4D stores one of each pair and doubles the real part.
+# cancel. Remember this: in chapter 5 S4D stores one of each pair and doubles the real part.
 
 # %%
 lam = torch.linalg.eigvals(system.A)
@@ -231,7 +231,7 @@ style.caption(
 # ## What A, B, C and D do
 #
 # - $A$ hands the past on: what fades, what turns, what mixes. It is the memory.
-# - $B$ writes: how the present enters the state. A heavier weight, $1/m$, takes the same push less to heart.
+# - $B$ writes: how the present enters the state. A heavier weight (a larger $m$) takes the same push less to heart.
 # - $C$ reads: which combination of the state we get to see. The same motion can be read as a position, as a speed, or
 #   both.
 # - $D$ lets the input straight through, past the state. In a network it is a skip connection, and so most formulas

@@ -23,9 +23,9 @@
 # **Euler.** The slope now is the slope all the way: $h(t + \Delta) \approx h + \Delta\,(Ah + Bu)$. So
 # $\bar A = 1 + \Delta A$, $\bar B = \Delta B$.
 #
-# **Runge-Kutta.** Look at the slope at the start, twice in the middle, at the end, and average with weights 1, 2, 2,
-# 1. For a linear system this is the series of the exponential to the fourth power: with $z = \Delta A$,
-#    $\bar A = 1 + z + \frac{z^2}{2} + \frac{z^3}{6} + \frac{z^4}{24}$.
+# **Runge-Kutta.** Look at the slope at the start, twice in the middle, at the end, and average with weights one, two,
+# two and one. For a linear system this is the series of the exponential to the fourth power: with $z = \Delta A$,
+# $\bar A = 1 + z + \frac{z^2}{2} + \frac{z^3}{6} + \frac{z^4}{24}$, and $\bar B$ likewise.
 #
 # **Bilinear** (the trapezoid, Tustin's rule). Average the slopes at both ends,
 # $h_{t+1} = h_t + \frac{\Delta}{2}A(h_t + h_{t+1}) + \Delta B u$. The unknown stands on both sides; solve for it:
@@ -195,11 +195,12 @@ style.caption(
 )
 
 # %% [markdown]
-# Why this decides everything for S4: its modes have imaginary parts $\pi n$ (chapter 5). With 64 states and a step of
-# 0.1 the fastest has $z = -0.05 + {{ 0.1 * math.pi * 31:.1f }}i$, far outside anything Euler or Runge-Kutta survive.
-# An *implicit* rule or an exponential is not a luxury there. The bilinear rule pays in another coin: it squeezes all
-# frequencies into half a turn per step, so that this mode turns by {{ 2 * math.atan(0.1 * math.pi * 31 / 2):.2f }}
-# instead of {{ 0.1 * math.pi * 31:.2f }} radians. A learned $A$ does not mind.
+# Why this decides everything for S4: in its simplest form the modes have imaginary parts $\pi n$ (chapter 5). With 64
+# states and a step of 0.1 the fastest has $z = -0.05 + {{ 0.1 * math.pi * 31:.1f }}i$, far outside anything Euler or
+# Runge-Kutta survive. An *implicit* rule or an exponential is not a luxury there. The bilinear rule pays in another
+# coin: it squeezes all frequencies into half a turn per step, so that this mode turns by
+# {{ 2 * math.atan(0.1 * math.pi * 31 / 2):.2f }} instead of {{ 0.1 * math.pi * 31:.2f }} radians. A learned $A$ does
+# not mind.
 #
 # ## Try it
 #
@@ -222,7 +223,7 @@ style.html("""
 #discretisation-demo svg{display:block;height:auto;overflow:hidden;color:var(--md-default-fg-color)}
 #discretisation-demo .plane{flex:1 1 13rem;max-width:18rem}
 #discretisation-demo .answer{flex:2 1 17rem;min-width:0}
-#discretisation-demo text{fill:currentColor;font-size:10px;stroke:none}
+#discretisation-demo text{fill:currentColor;font-size:12px;stroke:none}
 #discretisation-demo [hidden]{display:none}
 </style>
 <div class="controls">
@@ -270,8 +271,8 @@ style.html("""
     return [e, size < 1e-12 ? [1, 0] : div([e[0] - 1, e[1]], z)];
   }
   function clip(x, most) { return Math.max(-most, Math.min(most, x)); }
-  function px(x) { return (120 + 80 * clip(x, 1.45)).toFixed(1); }
-  function py(y) { return (120 - 80 * clip(y, 1.45)).toFixed(1); }
+  function px(x) { return (120 + 80 * clip(x, 1.4)).toFixed(1); }
+  function py(y) { return (120 - 80 * clip(y, 1.4)).toFixed(1); }
   function tx(t) { return (30 + 362 * t / seconds).toFixed(1); }
   function ty(y) { return (112 - 100 * clip(y / top, 1.5)).toFixed(1); }
   function text(x, y, anchor, words) {
@@ -442,10 +443,10 @@ style.table(
 halving = error_order(torch.tensor(held["exponential_euler"]) - truth)
 
 # %% [markdown]
-# One long step of the code's rule overshoots {{ held["exponential_euler"][0] / truth:.1f }} times; the overshoot falls
-# with order {{ halving[-1].item():.2f }}. A model trained at one sampling rate can be moved to another by rescaling
-# $\Delta$ under zero-order hold; under the other rule only roughly. Language has no sampling rate, and there nobody
-# has missed it.
+# One long step of the code's rule overshoots {{ held["exponential_euler"][0] / truth:.1f }} times; the overshoot
+# falls with order {{ halving[-1].item():.2f }}. A model trained at one sampling rate can be moved to another by
+# rescaling $\Delta$ under zero-order hold; under the other rule only roughly. Language has no sampling rate, and
+# there nobody has missed it.
 #
 # ## Check
 

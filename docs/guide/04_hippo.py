@@ -110,9 +110,9 @@ right.set(xlabel="samples read", ylabel="coefficient", title="the state while it
 right.legend(ncols=2, loc="upper right")
 style.caption(
     fig,
-    "Left: the matrix that remembers. Below the diagonal each coefficient is corrected by all smoother ones; above it is "
-    "zero, so the first N coefficients do not depend on how many follow. Right: the first four numbers of the state while "
-    "the signal comes in. They move less and less, for each sample is a smaller share of the past.",
+    "Left: the matrix that remembers. Below the diagonal each coefficient is corrected by all smoother ones; above it "
+    "is zero, so the first N coefficients do not depend on how many follow. Right: the first four numbers of the state "
+    "while the signal comes in. They move less and less, for each sample is a smaller share of the past.",
 )
 
 # %% [markdown]
@@ -216,7 +216,7 @@ fig.legend(loc="outside lower center", ncols=3)
 style.caption(
     fig,
     "What the best linear reader gets wrong, by how long ago it was: 0 is perfect, 1 is knowing nothing. The signals "
-    "have about 26 degrees of freedom, so that 32 states could in principle hold them.",
+    "have fewer degrees of freedom than a memory has states, so that in principle each could hold them.",
 )
 
 # %% [markdown]
