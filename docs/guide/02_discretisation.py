@@ -204,8 +204,8 @@ style.caption(
 #
 # ## Try it
 #
-# One complex mode. Left, the place of $\bar A$ in the plane: inside the circle it fades. Right, what a single knock
-# leaves behind, and the truth as a line.
+# One complex mode. Left, the place of $\bar A$ in the plane: inside the circle it fades. Right, what a single knock,
+# spread over one step, leaves behind; the grey line is the truth for a knock in no time.
 
 # %% tags=["hide"]
 style.html("""
@@ -329,8 +329,8 @@ style.html("""
 # %% [markdown]
 # Three things to find: lengthen the step until Euler's point leaves the circle; make the imaginary part so large that
 # zero-order hold's point goes around more than half a turn in a step (nobody can then tell its frequency from a
-# slower one: *aliasing*); and see that the bilinear rule never leaves the circle, but ends up at $-1$, jumping up and
-# down, when the step is long.
+# slower one: *aliasing*); and see that the bilinear rule never leaves the circle while the real part is negative, but
+# ends up at $-1$, jumping up and down, when the step is long.
 #
 # ## The learned step
 #
