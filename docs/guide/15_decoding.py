@@ -107,7 +107,7 @@ times = {
 
 # %% tags=["hide"]
 fig, (left, right_panel) = style.figure(columns=2, height=4.0)
-for name, kib in held.items():
+for kib in held.values():
     left.loglog(lengths, kib, "o-", markersize=3.5, base=2)
 for (name, each), colour, line in zip(times.items(), (3, 0, 0, 1, 2), ("-", "--", "-", "-", "-"), strict=True):
     milliseconds = [1e3 * s for s in each]
@@ -122,8 +122,8 @@ left.set(ylabel="kept, KiB", title="memory")
 right_panel.set(ylabel="a token, milliseconds", title="time")
 style.caption(
     fig,
-    "What is kept (left) and what one more token takes (right), by the number of tokens read so far, on one core. Lines "
-    "of a state are level; those of the cache rise.",
+    "What is kept (left) and what one more token takes (right), by the number of tokens read so far, on one core. "
+    "Lines of a state are level; those of the cache rise.",
 )
 
 # %% [markdown]
