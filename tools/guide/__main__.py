@@ -1,7 +1,7 @@
 """Run chapters as the build does, and say what is wrong: `python -m tools.guide docs/guide/01_spring.py ...`
 
-Without names, all chapters. `--labels ru` lists the texts of figures, captions, tables and checks that the translation
-has no label for.
+Without names, all chapters. `--labels ru` lists the texts of figures, captions, tables, checks and printed lines that
+the translation has no label for.
 """
 
 import argparse
@@ -48,6 +48,8 @@ def unlabelled(chapter: Chapter, result: dict, language: str) -> list[str]:
                 texts.update(dict.fromkeys([*output["headings"], *(cell for row in output["rows"] for cell in row)]))
             elif output["kind"] == "check":
                 texts[output["says"]] = None
+            elif output["kind"] == "text":
+                texts.update(dict.fromkeys(map(str.strip, output["text"].splitlines())))
     for text in texts:
         if needs_translation(text):
             labels(text)

@@ -1,4 +1,4 @@
-"""The labels of a translated chapter: its figures', captions', tables' and checks' English texts in another language.
+"""A chapter's English texts in another language: of its figures, captions, tables, checks and printed lines.
 
 A text that holds a number from the run is written with `{}` in the number's place, in both languages:
 "falls {} times": "падает в {} раз".
@@ -37,7 +37,8 @@ class Labels:
             if found:
                 self.used.add(label)
                 parts = self._labels[label].split("{}")
-                return "".join(chain.from_iterable(zip_longest(parts, found.groups(), fillvalue="")))
+                translated = "".join(chain.from_iterable(zip_longest(parts, found.groups(), fillvalue="")))
+                return text.replace(bare, translated)
         if needs_translation(bare):
             self.missing[bare] = None
         return text

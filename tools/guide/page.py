@@ -104,7 +104,8 @@ def _code(
 
 def _output(output: dict[str, Any], words: dict[str, str], labels: Labels, language: str, name: str) -> str:
     if output["kind"] == "text":
-        return f'<pre class="output"><code>{html.escape(output["text"].rstrip())}</code></pre>'
+        lines = "\n".join(map(labels, output["text"].rstrip().splitlines()))
+        return f'<pre class="output"><code>{html.escape(lines)}</code></pre>'
     if output["kind"] == "check":
         says = inline(labels(output["says"]))
         return (
