@@ -289,8 +289,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## Exercises
 #
-# **1.** A convolution of $W$ taps sees $W$ steps back. Stack layers, each with its taps $2^l$ steps apart
-# (*dilated*). How many layers of two taps see back 1024 steps? Verify it by a gradient.
+# **1.** A convolution of $W$ taps sees the last $W$ inputs. Stack layers, the taps of layer $l$ being $2^l$ steps apart
+# (*dilated*). How many layers of two taps see the last 1024 inputs? Verify it by a gradient.
 #
 # **2.** From how many tokens on does the cache of attention exceed the state of Mamba at this width? Compute, then
 # count.
