@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from tools.guide import reference  # noqa: E402
+from tools.guide import font, reference  # noqa: E402
 from tools.guide.anchors import with_anchors_of  # noqa: E402
 from tools.guide.chapter import LANGUAGES, ChapterError, read  # noqa: E402
 from tools.guide.doctests import DocTests  # noqa: E402
@@ -32,7 +32,7 @@ log = logging.getLogger("mkdocs.hooks.guide")
 PARTIAL = ("ar",)  # languages that have a few pages of their own, and no English ones in the place of others
 
 _stamp: dict[Path, int] = {}
-_made: dict[str, str] = {}  # by the name that a file would have in docs/
+_made: dict[str, str | bytes] = {}  # by the name that a file would have in docs/
 _pages: dict[str, ChapterPage] = {}
 _contents: dict[str, str] = {}  # the list of chapters in each language
 
@@ -85,7 +85,8 @@ def _fill_files(files: Files, config: Any) -> Files:
     language = config.plugins["i18n"].current_language
     for file in list(files):
         if file.src_uri in _made:
-            file.content_string = _made[file.src_uri]
+            content = _made[file.src_uri]
+            file.content_bytes = content if isinstance(content, bytes) else content.encode()
             file.edit_uri = None
         if not file.is_documentation_page():
             continue
@@ -105,7 +106,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files, **_: A
         markdown = markdown.replace("{{ chapters }}", _contents.get(config.plugins["i18n"].current_language, ""))
     if page.file.localization:
         name = page.file.norm_src_uri
-        original = _made.get(name) or Path(config.docs_dir, name).read_text(encoding="utf-8")
+        original = str(_made.get(name) or Path(config.docs_dir, name).read_text(encoding="utf-8"))
         try:
             return with_anchors_of(re.sub(r"\A---\n.*?\n---\n", "", original, flags=re.DOTALL), markdown)
         except ValueError as error:
@@ -138,4 +139,5 @@ def _make(docs: Path) -> None:
         _contents[language] = "\n".join(f"{int(slug[:2])}. [{title}]({slug}.md)" for slug, title in titles.items())
     for room in reference.ROOMS:
         _made[f"reference/{room}.md"] = reference.room_page(room)
+    _made[font.NAME] = font.formula_font()
     _made["reference/command-line.md"] = reference.command_page()

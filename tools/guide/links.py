@@ -52,8 +52,11 @@ def problems(site: Path) -> list[str]:
             if _is_inside(address) and (reason := _dead(address, path, site, pages)):
                 said.append(f"{where}: {address}: {reason}")
     for path in sorted(site.rglob("*.css")):
-        fetched = [address for address in _urls(path.read_text(encoding="utf-8")) if _is_elsewhere(address)]
-        said += [f"{path.relative_to(site)}: would fetch {address}" for address in fetched]
+        for address in _urls(path.read_text(encoding="utf-8")):
+            if _is_elsewhere(address):
+                said.append(f"{path.relative_to(site)}: would fetch {address}")
+            elif _is_inside(address) and (reason := _dead(address, path, site, pages)):
+                said.append(f"{path.relative_to(site)}: {address}: {reason}")
     return said
 
 

@@ -45,7 +45,7 @@ class ChapterPage:
 
 
 def make_page(chapter: Chapter, result: dict[str, Any], language: str) -> ChapterPage:
-    """Raises ChapterError for labels of the translation that nothing on the page has."""
+    """Raises ChapterError for a formula that can't be read, and for labels that nothing on the page has."""
     words = WORDS[language]
     translation = chapter.translations.get(language)
     labels = Labels(translation.labels if translation else {})
@@ -54,10 +54,15 @@ def make_page(chapter: Chapter, result: dict[str, Any], language: str) -> Chapte
     parts: list[str] = []
     answers: list[str] = []
     filled: list[str] = []
-    for cell, shown in zip(chapter.cells, result["cells"], strict=True):
+    for number, (cell, shown) in enumerate(zip(chapter.cells, result["cells"], strict=True), start=1):
         if cell.kind == "markdown":
-            filled.append(fill(next(prose), shown.__getitem__))
-            part = filled[-1]
+            part = fill(next(prose), shown.__getitem__)
+            try:
+                python_markdown.markdown(part, extensions=[Formulas(), "fenced_code"])
+            except ValueError as error:
+                where = f"{chapter.slug}, {language}, cell {number} (line {cell.line} of the chapter)"
+                raise ChapterError(f"{where}: {error}") from None
+            filled.append(part)
         else:
             part = _code(cell, shown, words, labels, language, outputs, chapter.slug)
         if answers and not cell.answer:
@@ -137,9 +142,9 @@ def _table(output: dict[str, Any], labels: Labels) -> str:
 
 
 def _scientific(number: str) -> str:
-    """3e-16 as 3 · 10⁻¹⁶."""
+    """1.500e-07 as 1.5 · 10⁻⁷."""
     return re.sub(
-        r"^(-?[\d.]+)e([+-])0*(\d+)$",
+        r"^(-?\d+(?:\.\d*[1-9])?)\.?0*e([+-])0*(\d+)$",
         lambda found: f"{found[1]} · 10<sup>{'−' if found[2] == '-' else ''}{found[3]}</sup>",
         number,
     )
