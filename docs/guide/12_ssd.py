@@ -169,7 +169,10 @@ with torch.no_grad():
         name: [style.measure(partial(order, *inputs(n)), repeats=3) for n in lengths]
         for name, order in {"attention": as_attention, "recurrence": as_recurrence, "chunks": in_chunks}.items()
     }
-attention_grew, chunks_grew = (seconds[name][-1] / seconds[name][0] for name in ("attention", "chunks"))
+powers = {  # the slopes of straight lines through the points of the figure
+    name: (torch.tensor(lengths).log2().diff() * torch.tensor(each).log2().diff()).sum().item() / (len(lengths) - 1)
+    for name, each in seconds.items()
+}
 
 # %% tags=["hide"]
 fig, ax = style.figure(height=2.9)
@@ -185,9 +188,10 @@ style.caption(
 )
 
 # %% [markdown]
-# From {{ lengths[0] }} to {{ lengths[-1] }} tokens, {{ lengths[-1] // lengths[0] }} times as many, attention's order
-# took {{ attention_grew:.0f}} times as long and chunks {{ chunks_grew:.0f}} times. (The recurrence here is a Python
-# loop, and would be far faster in C++; on a GPU even then it would leave the matrix units idle.)
+# In this run the time of attention's order grew as the length to the power of {{ powers["attention"]:.1f}}, that of
+# chunks to the power of {{ powers["chunks"]:.1f}} and that of the recurrence of {{ powers["recurrence"]:.1f}}. (The
+# recurrence here is a Python loop, and would be far faster in C++; on a GPU even then it would leave the matrix units
+# idle.)
 #
 # ## The third order: blocks
 #
