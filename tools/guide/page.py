@@ -162,12 +162,15 @@ def inline(text: str) -> str:
 
 
 def _translated_markup(markup: str, labels: Labels) -> str:
-    """Markup whose words between tags, and in attributes that are read out, are looked up; scripts stay as they are."""
+    """Markup whose words between tags, and in attributes that are read out, are looked up; scripts stay as they are.
+
+    Words for a script alone stand in attributes `data-words-...`; its own names, `data-part` for one, are left alone.
+    """
 
     def outside(text: str) -> str:
         text = re.sub(r">([^<>]*[^\s<>][^<>]*)<", lambda found: f">{labels(found[1])}<", text)
         return re.sub(
-            r'((?:aria-label|title|placeholder|value|data-[a-z-]+)=")([^"]+)"',
+            r'((?:aria-label|title|placeholder|value|data-words-[a-z-]+)=")([^"]+)"',
             lambda found: f'{found[1]}{labels(found[2])}"',
             text,
         )
