@@ -237,7 +237,7 @@ style.html("""
 <div class="rules">
 <label><input type="checkbox" data-rule="euler" checked><i style="background:var(--figure-1)"></i>
 <span><span>Euler</span>: <span data-in>fades</span><span data-out hidden>explodes</span></span></label>
-<label><input type="checkbox" data-rule="bilinear" checked><i style="background:var(--figure-2)"></i>
+<label><input type="checkbox" data-rule="tustin" checked><i style="background:var(--figure-2)"></i>
 <span><span>bilinear</span>: <span data-in>fades</span><span data-out hidden>explodes</span></span></label>
 <label><input type="checkbox" data-rule="zoh" checked><i style="background:var(--figure-3)"></i>
 <span><span>zero-order hold</span>: <span data-in>fades</span><span data-out hidden>explodes</span></span></label>
@@ -252,7 +252,7 @@ style.html("""
   if (!root || root.dataset.ready) return;
   root.dataset.ready = "yes";
   var plane = root.querySelector(".plane"), answer = root.querySelector(".answer");
-  var rules = [["euler", 1], ["bilinear", 2], ["zoh", 3]], seconds = 10, top = 1.6;
+  var rules = [["euler", 1], ["tustin", 2], ["zoh", 3]], seconds = 10, top = 1.6;
   function mul(a, b) { return [a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]]; }
   function div(a, b) {
     var d = b[0] * b[0] + b[1] * b[1];
@@ -263,7 +263,7 @@ style.html("""
   function step(rule, A, dt) {
     var z = [dt * A[0], dt * A[1]];
     if (rule === "euler") return [[1 + z[0], z[1]], [1, 0]];
-    if (rule === "bilinear") {
+    if (rule === "tustin") {
       var low = [1 - z[0] / 2, -z[1] / 2];
       return [div([1 + z[0] / 2, z[1] / 2], low), div([1, 0], low)];
     }
@@ -478,8 +478,8 @@ style.check("zero-order hold in steps of half a second and the closed form", on,
 
 # %% [markdown] tags=["answer"]
 # **1.** With $\lambda = \alpha + i\omega$: $(1 + \Delta\alpha)^2 + \Delta^2\omega^2 \le 1$ gives
-# $\Delta \le -2\alpha/|\lambda|^2$, which for a spring is $c/k$: the less damping, the shorter the step, and none at
-# all is allowed to be undamped.
+# $\Delta \le -2\alpha/|\lambda|^2$, which for a spring that swings is $c/k$: the less damping, the shorter the step, and
+# without damping no step is short enough.
 
 # %% tags=["answer"]
 limit = (-2 * lam.real / lam.abs() ** 2).item()
