@@ -6,7 +6,8 @@ License) comes with the package ziamath.
 
 import io
 from functools import lru_cache
-from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 
 from fontTools import subset
 from fontTools.ttLib import TTFont
@@ -42,8 +43,10 @@ def formula_font() -> bytes:
     options.name_IDs = [0, 1, 2, 13, 14]  # names, and the licence
     options.hinting = False
     options.notdef_outline = True
-    options.recalc_timestamp = False
-    font = TTFont(io.BytesIO(files("ziamath.fonts").joinpath("STIXTwoMath-Regular.ttf").read_bytes()))
+    package = find_spec("ziamath")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the font of the formulas comes with ziamath: pip install 'mambakit[docs]'")
+    font = TTFont(Path(package.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf", recalcTimestamp=False)
     cutter = subset.Subsetter(options)
     cutter.populate(unicodes=[sign for first, last in _RANGES for sign in range(first, last + 1)])
     cutter.subset(font)
