@@ -478,8 +478,8 @@ style.check("zero-order hold in steps of half a second and the closed form", on,
 
 # %% [markdown] tags=["answer"]
 # **1.** With $\lambda = \alpha + i\omega$: $(1 + \Delta\alpha)^2 + \Delta^2\omega^2 \le 1$ gives
-# $\Delta \le -2\alpha/|\lambda|^2$, which for a spring that swings is $c/k$: the less damping, the shorter the step, and
-# without damping no step is short enough.
+# $\Delta \le -2\alpha/|\lambda|^2$, which for a spring that swings is $c/k$: the less damping, the shorter the step,
+# and without damping no step is short enough.
 
 # %% tags=["answer"]
 limit = (-2 * lam.real / lam.abs() ** 2).item()

@@ -344,7 +344,7 @@ faded = torch.stack([C @ torch.linalg.matrix_power(Ab, l + 1) @ h for l in range
 style.check("a sequence in two pieces", convolve(w, K[:64]) + faded, whole[64:], 1e-12)
 
 # %% [markdown] tags=["answer"]
-# **2.** All of them: output $l$ receives, besides what it should, $K_{l+L-j}u_j$ from every *later* input $j > l$.
+# **2.** All but the last: output $l$ receives, besides what it should, $K_{l+L-j}u_j$ from every *later* input $j > l$.
 # The last output has no later input and is right. If $K$ is zero from lag $W$ on, nothing reaches further than
 # $W - 1$ steps beyond the end: $W - 1$ zeros suffice.
 
