@@ -210,7 +210,7 @@ style.table(
 ends = {key: curve[-1] for key, (_, curve, _) in trained.items()}
 
 # %% [markdown]
-# Read the table by rows of the same model. Copying is *easier* for S4D: a delay is what its kernels are made of, and
+# Read the table one model at a time. Copying is *easier* for S4D: a delay is what its kernels are made of, and
 # it was done after {{ ends["copying", "S4D"][0] }} steps, where Mamba took {{ ends["copying", "Mamba"][0] }}. On
 # selective copying S4D got {{ 100 * ends["selective copying", "S4D"][1]:.0f}} % of the tokens and
 # {{ 100 * ends["selective copying", "S4D"][2]:.0f}} % of the sequences right in
@@ -219,9 +219,9 @@ ends = {key: curve[-1] for key, (_, curve, _) in trained.items()}
 #
 # Set S4D beside the table before: its {{ 100 * ends["selective copying", "S4D"][1]:.0f}} % of the tokens are to be
 # compared with the {{ 100 * rows[2][1]:.0f}} % that linear kernels reach, one for each mark. The nonlinearities between
-# its layers tell the question marks apart. Counting letters through a fixed kernel is what they find hard, though not
-# impossible: a longer training of a larger stack goes on creeping, as long as the silence is short. At the paper's
-# length of 4096 S4 is reported with 18.3 % and the selective layer with 97.0 %, the rest of the model being the same
+# its layers tell the question marks apart. Counting letters through fixed kernels is what it finds hard. It is not
+# impossible for a stack of them, and with so little silence a longer training would still gain; at the paper's length
+# of 4096 S4 is reported with 18.3 % and the selective layer with 97.0 %, the rest of the model being the same
 # (arXiv 2312.00752, table 1). And this is one seed of a small model: where the curves end depends on it.
 #
 # ## Which answers go wrong?

@@ -226,7 +226,7 @@ style.caption(
 # ## The formula that does not work
 #
 # There seems to be a shortcut: with $P_t = a_1 a_2 \cdots a_t$, the solution is $h_t = P_t \sum_{s \le t} b_s / P_s$,
-# two cumulated sums that every library has. Try it:
+# a cumulated product and a cumulated sum, which every library has. Try it:
 
 
 # %%

@@ -161,10 +161,11 @@ style.caption(
 
 # %% [markdown]
 # The peak of the curve is {{ max(bandwidth) / bandwidth[-1]:.1f}} times its right end on the machine that built this
-# page. The unfused scan lives at the right end: each of its tensors is far larger than a cache, is written out by one
-# operation and fetched back by the next. The fused scan keeps the state of a block of channels, a few kilobytes, at
-# the top of the ladder from the first step to the last. That is all there is to kernel fusion: **the same equations,
-# but the intermediate values never come down the ladder.**
+# page. The unfused scan of a real model lives at the right end: for 1536 channels and 2048 tokens each of its large
+# tensors has {{ 1536 * 2048 * STATE * 4 / 1e6:.0f}} MB, is written out by one operation and fetched back by the next.
+# The fused scan keeps the state of a block of channels, a few kilobytes, at the top of the ladder from the first step
+# to the last. That is all there is to kernel fusion: **the same equations, but the intermediate values never come down
+# the ladder.**
 
 # %%
 lengths = [128, 256, 512, 1024, 2048]

@@ -37,7 +37,8 @@ mixer = block.mixer
 with torch.no_grad():
     _, cache = run_with_cache(backbone, torch.randn(1, 20, 64), "layers.0.*")
 width = {name.rsplit(".", 1)[1]: tensor.shape[-1] for name, tensor in cache.items()}
-print({name: tuple(tensor.shape) for name, tensor in cache.items()})
+for name, tensor in cache.items():
+    print(f"{name:27}", tuple(tensor.shape))
 
 
 def size_of(*owners: nn.Module | nn.Parameter) -> int:
@@ -127,7 +128,7 @@ def by_hand(m: Mamba, x: Tensor) -> Tensor:
 
 x = torch.randn(2, 50, 64)
 with torch.no_grad():
-    style.check("the block in nine lines and nn.Mamba", by_hand(mixer, x), mixer(x)[0], 1e-5)
+    style.check("the block by hand and nn.Mamba", by_hand(mixer, x), mixer(x)[0], 1e-5)
 
 # %% [markdown]
 # ## Counting
@@ -169,13 +170,7 @@ def learn(layers: int, d_conv: int, steps: int = 240) -> tuple[list[int], list[f
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps, pct_start=0.1)
     generator, at, right = torch.Generator().manual_seed(1), [], []
     test = task.batch("test", 500, task.length, torch.Generator().manual_seed(2))
-    for step in range(steps + 1):
-        if step % 20 == 0:
-            with torch.no_grad():
-                at.append(step)
-                right.append((model(test.tokens).argmax(-1) == test.targets[:, 0]).float().mean().item())
-        if step == steps:
-            return at, right
+    for step in range(1, steps + 1):
         tokens, targets, _ = task.batch("train", 32, task.length, generator)
         loss = F.cross_entropy(model(tokens), targets[:, 0])
         optimizer.zero_grad()
@@ -183,7 +178,11 @@ def learn(layers: int, d_conv: int, steps: int = 240) -> tuple[list[int], list[f
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rates.step()
-    raise AssertionError("unreachable")
+        if step % 20 == 0:
+            with torch.no_grad():
+                at.append(step)
+                right.append((model(test.tokens).argmax(-1) == test.targets[:, 0]).float().mean().item())
+    return at, right
 
 
 cases = {
