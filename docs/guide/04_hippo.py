@@ -146,7 +146,7 @@ style.table(["memory", "h0 slow", "h1 slow", "h2 slow", "h0 fast", "h1 fast", "h
 #
 # The candidates: LegS with its $1/t$; the same matrices at a constant step, which is what **S4** made of it; a random
 # stable matrix (Gaussian, largest eigenvalue 1, so that it forgets as little as it may); the diagonal matrices of S4D
-# (chapter 5); and plain decays $-1, \dots, -16$, as Mamba begins.
+# (chapter 5); and plain decays $-1, \dots, -32$, the kind that Mamba begins with.
 
 # %%
 span, states, noise, band = 512, 32, 0.01, 0.05
@@ -180,7 +180,7 @@ candidates = {
     "LegS, constant step (S4)": constant(*discretise(A, B, 3 / span, "bilinear")),
     "diagonal, S4D-LegS": constant(*discretise(*initial_modes("legs", states), 3 / span, "zoh")),
     "diagonal, S4D-Lin": constant(*discretise(*initial_modes("lin", states), 3 / span, "zoh")),
-    "plain decays": constant(*discretise(*initial_modes("real", states), 3 / span, "zoh")),
+    "plain decays": constant(*discretise(*initial_modes("real", 2 * states), 3 / span, "zoh")),  # no imaginary parts
     "random": constant(
         G / torch.linalg.eigvals(G).abs().max(), torch.randn(states, dtype=torch.float64, generator=generator)
     ),
