@@ -266,8 +266,8 @@ style.caption(
 # the question. A pair that misses its turn by a hundredth is a quarter turn off after some hundred and fifty bits, and
 # then even looks like odd. Training only makes the turn as exact as the longest sequences of training demand, and the
 # table shows that it stops not far beyond. This is a different kind of limit from Mamba-2's: the exact solution exists,
-# lies next to the learned one, and longer training gets closer to it. (Mamba-3's paper trains on up to 40 bits, for a
-# hundred times as many steps, and reports 100% at 160.)
+# lies next to the learned one, and longer training gets closer to it. (Mamba-3's paper
+# trains on up to 40 bits for tens of thousands of steps, and reports 100% at 160.)
 #
 # ## The trapezoid's rule
 #
