@@ -382,8 +382,8 @@ for name in ("recomputed by hand", "mambakit"):
 # **1.** Mamba-130m has 24 layers of 1536 channels with 16 states. How much memory would its unfused scans keep for one
 # sequence of 2048 tokens in float32? Use what was measured above for each step.
 #
-# **2.** How fast *could* the fused forward be, if it did nothing but move its bytes at the bandwidth of main memory?
-# Compare with the time measured, and say what else the kernel spends its time on.
+# **2.** How fast *could* the fused forward be, if it did nothing but move its bytes? Its inputs here fit into a cache, so
+# take the best bandwidth of the curve. Compare with the time measured, and say what the kernel spends its time on.
 #
 # **3.** Two levels of checkpoints keep even less: keep a state every $k^2$ steps, recompute those every $k$ from it,
 # and then the steps. What are memory and time for $L = k^3$? Extend it to $\log L$ levels.
@@ -397,10 +397,10 @@ for name in ("unfused", "mambakit"):
     print(f"{name}: {24 * 1536 * 2048 * per_channel / 1e9:.1f} GB for the scans of one sequence")
 
 # %% [markdown] tags=["answer"]
-# **2.** The floor is the bytes over the bandwidth at the right end of the curve:
+# **2.** The floor is the bytes over the bandwidth:
 
 # %% tags=["answer"]
-floor = counts["fused"].bytes / 512 / bandwidth[-1] / 1e9  # seconds a step of the sequence
+floor = counts["fused"].bytes / 512 / max(bandwidth) / 1e9  # seconds a step of the sequence
 print(f"bytes alone: {1e6 * floor:.2f} µs a step; measured: {1e6 * forward['fused'][-1] / lengths[-1]:.2f} µs")
 exponentials = DIM * STATE
 print(
@@ -409,7 +409,7 @@ print(
 
 # %% [markdown] tags=["answer"]
 # The kernel is no longer bound by memory but by arithmetic, above all by one exponential for every state and step.
-# Moving fewer bytes still would not help it; that is when fusion has done its work. (Mamba-2 goes on from here: one
+# To move fewer bytes still would not help it: fusion has done its work. (Mamba-2 goes on from here: one
 # decay for a whole head leaves so few exponentials that matrix products can be the main work, chapter 12.)
 #
 # **3.** Memory $3k = 3 L^{1/3}$ states at a time, time two extra forward passes. With $\log_2 L$ levels, halving each
