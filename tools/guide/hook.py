@@ -71,10 +71,10 @@ def on_pre_build(config: Any) -> None:
 @event_priority(100)
 def _add_files(files: Files, config: Any) -> Files:
     """Before the languages are told apart: files are added as if they lay in docs/, in place of what lies there."""
+    for file in list(files):
+        if file.src_uri in _made or re.fullmatch(r"guide/\d\d_\w+\.\w+\.md", file.src_uri):  # a translation's source
+            files.remove(file)
     for name in _made:
-        there = files.src_uris.get(name)
-        if there is not None:
-            files.remove(there)
         files.append(File(name, config.docs_dir, config.site_dir, config.use_directory_urls))
     return files
 
