@@ -382,8 +382,8 @@ for name in ("recomputed by hand", "mambakit"):
 # **1.** Mamba-130m has 24 layers of 1536 channels with 16 states. How much memory would its unfused scans keep for one
 # sequence of 2048 tokens in float32? Use what was measured above for each step.
 #
-# **2.** How fast *could* the fused forward be, if it did nothing but move its bytes? Its inputs here fit into a cache, so
-# take the best bandwidth of the curve. Compare with the time measured, and say what the kernel spends its time on.
+# **2.** How fast *could* the fused forward be, if it did nothing but move its bytes? Its inputs here fit into a cache,
+# so take the best bandwidth of the curve. Compare with the time measured, and say what the kernel spends its time on.
 #
 # **3.** Two levels of checkpoints keep even less: keep a state every $k^2$ steps, recompute those every $k$ from it,
 # and then the steps. What are memory and time for $L = k^3$? Extend it to $\log L$ levels.
