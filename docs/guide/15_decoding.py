@@ -253,9 +253,9 @@ style.caption(
 
 # %% [markdown]
 # A larger state reaches further, but never far. A *selective* state does not try to keep everything: it keeps the
-# symbol that mattered, from {{ reach[-1] }} steps back as well as from one ({{ min(selective.values()):.0%}} at worst). The
-# figure also shows what a state of fixed size will never do: repeat word for word a long text when it did not know that
-# it would be asked to. For that there are hybrids, with a layer of attention here and there.
+# symbol that mattered, from {{ reach[-1] }} steps back as well as from one ({{ min(selective.values()):.0%}} at
+# worst). The figure also shows what a state of fixed size will never do: repeat word for word a long text when it did
+# not know that it would be asked to. For that there are hybrids, with a layer of attention here and there.
 #
 # ## Going back: speculation
 #
