@@ -261,9 +261,9 @@ style.caption(
 # %% [markdown]
 # All three models together took {{ spent:.0f }} seconds of one core. The two that ring get within
 # {{ 100 * min(final["legs"], final["lin"]):.1f }} % of the variance; what `lin` listens to has its peak {{ peak }}
-# steps back. The plain decays are left at {{ 100 * final["real"]:.0f }} %. A sum of decays is smooth and can't have a sharp
-# peak anywhere but now: for *this* task imaginary parts are everything. (Mamba gets by without them, since it does
-# not need a peak at a distance. It can decide, at each token, to keep it.)
+# steps back. The plain decays are left at {{ 100 * final["real"]:.0f }} %. A sum of decays is smooth and can't have a
+# sharp peak anywhere but now: for *this* task imaginary parts are everything. (Mamba gets by without them, since it
+# does not need a peak at a distance. It can decide, at each token, to keep it.)
 #
 # ## What a time-invariant system cannot do
 #
