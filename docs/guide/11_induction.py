@@ -180,10 +180,11 @@ style.caption(
 )
 
 # %% [markdown]
-# What reaches the end through a state comes from one place, {{ written }}, in layer {{ layer + 1 }}, where the steps of
-# some channels leap by orders of magnitude: there the gate opens, and hardly anywhere else. The answer itself stands at
-# 11. That the gate opens {{ written - place - 1 }} later is the work of the convolution, which carries a token up to
-# three places on: the mark need not come in time, as long as the answer is still in the window.
+# What reaches the end through a state comes from one place, {{ written }}, in layer {{ layer + 1 }}, where the steps
+# of some channels leap by orders of magnitude: there the gate opens, and hardly anywhere else. (The other layer's
+# bars have a scale of their own; they are next to nothing.) The answer itself stands at 11. That the gate opens
+# {{ written - place - 1 }} later is the work of the convolution, which carries a token up to three places on: the
+# mark need not come in time, as long as the answer is still in the window.
 #
 # Adding up is suggestive; cutting is proof. `mechanisms.blocked` sets entries of the hidden attention to zero:
 # position $i$ receives nothing from $j$ through that layer's state. Cut the end off from that place, and count the
@@ -325,9 +326,11 @@ style.html(f"""
 
 # %% [markdown]
 # Rows receive, columns send. Point at a cell, or touch it, to read its value; blue adds, orange takes away. Type the
-# beginning of something you typed before, and watch in the second layer where its last letter looks. Words with few
-# letters in common work best, since it was raised on such. Then spell a word differently the second time, or use a
-# letter in two words. Everything is computed in your browser from the weights trained above; nothing leaves it.
+# beginning of something you typed before, and watch in the second layer where its last letter looks: at the letter
+# that came *after* it last time, whose convolution has told it what it came after. That is the induction head, drawn
+# from the weights. Words with few letters in common work best, since it was raised on such. Then spell a word
+# differently the second time, or use a letter in two words. Everything is computed in your browser; nothing leaves
+# it.
 #
 # ## Check
 #
