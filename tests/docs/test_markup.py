@@ -2,9 +2,11 @@
 
 from xml.etree import ElementTree
 
+import griffe
 import markdown
 import pytest
 from tools.guide.anchors import headings, with_anchors_of
+from tools.guide.docstrings import SharedArguments
 from tools.guide.doctests import DocTests
 from tools.guide.mathml import Formulas, mathml
 
@@ -59,6 +61,30 @@ def test_an_example_becomes_code_and_what_follows_does_not() -> None:
     )
     assert '<pre><code class="language-pycon">&gt;&gt;&gt; f(1)\n[1, 2]\n</code></pre>' in html
     assert html.endswith("<p>More.</p>")
+
+
+def test_arguments_that_share_a_line_of_a_docstring_get_one_each() -> None:
+    package = griffe.temporary_visited_module(
+        '''
+        def f(a, b, c):
+            """Do it.
+
+            Args:
+                a, b: two
+                    of a kind.
+                c: another, and
+                    a, b: no names here.
+
+            Returns them.
+            """
+        ''',
+        extensions=griffe.load_extensions(SharedArguments()),
+    )
+    with package as module:
+        assert module["f"].docstring.value == (
+            "Do it.\n\nArgs:\n    a: two\n        of a kind.\n    b: two\n        of a kind.\n"
+            "    c: another, and\n        a, b: no names here.\n\nReturns them."
+        )
 
 
 def test_headings_are_found_outside_of_code() -> None:

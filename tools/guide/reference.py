@@ -43,7 +43,8 @@ def _home(package: Any, name: str) -> str:
     lazy = getattr(package, "_HOME", {}).get(name)
     path = f"{package.__name__}.{lazy}.{name}" if lazy else f"{package.__name__}.{name}"
     found = _sources()[path.partition(".")[2]]
-    return found.final_target.path if found.is_alias else found.path
+    found = found.final_target if found.is_alias else found
+    return f"{found.path}.{name}" if found.is_module else found.path  # a module that bears the name of what is in it
 
 
 @lru_cache(maxsize=1)
