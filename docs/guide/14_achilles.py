@@ -145,8 +145,9 @@ kept_side = all(c > m for m, c in zip(mirrored["standard"], composed["standard"]
 # often than composed. The two models differ in one frozen kernel, and each has every freedom to find either solution.
 #
 # Now the honest part. This is a miniature: sixteen keys and not eighty-one, {{ STEPS }} steps, two seeds. The shares of
-# composed answers, {{ composed["standard"][0]:.0%}} and {{ composed["standard"][1]:.0%}}, are not the paper's, and at
-# these sizes a seed can fall to the other side: [the lab's page](../lab.md) has one that does. The phase diagram of the
+# composed answers, {{ composed["standard"][0]:.0%}} and {{ composed["standard"][1]:.0%}}, are not the paper's; a seed
+# can be nearly undecided, and the models with ones learn more slowly and are not done with the taught pairs. At these
+# sizes a seed can even fall to the other side: [the lab's page](../lab.md) has one that does. The phase diagram of the
 # paper, over layers and $\gamma$, is a matter of a GPU: `mambakit lab run composite --preset paper`.
 #
 # ## Where the order gets lost
@@ -225,8 +226,10 @@ at_once = all(sources["standard", seed] in (place + 2, place + 3) for seed in se
 # In the standard models the cut that hurts most is the one from place {{ sources["standard", 0] }} in seed 0 and from
 # place {{ sources["standard", 1] }} in seed 1; {{ "both are places" if at_once else "not both are places" }} that see
 # key and anchors together. Cutting off the key itself does little. So the parts do not travel to the end one by one,
-# to be put together there: they are put together on the spot, by the convolution, and the result travels. (With ones
-# it is {{ sources["ones", 0] }} and {{ sources["ones", 1] }}.)
+# to be put together there: they are put together on the spot, by the convolution, and the result travels.
+#
+# With ones it is {{ sources["ones", 0] }} and {{ sources["ones", 1] }}. Wherever their window holds both anchors, these
+# models can't see the order, and what they put together there can only be symmetric.
 #
 # What do the taps look like? The cosine between two taps, over all channels, is 1 where they do the same.
 
@@ -390,9 +393,9 @@ print("4 3 by composition and by symmetry:", task.added((4, 3), "composite"), ta
 # in the taught one, at one place after another. Does any single place carry the order of the anchors?
 
 # %% [markdown] tags=["answer"]
-# `mechanisms.patch` does it. In a standard model the order is visible at four places or more, from the first anchor on,
-# and one of them alone rarely persuades the rest: compare a single place with all of them together, which must give
-# what the model says to the taught question. What is in plain sight is also redundant.
+# `mechanisms.patch` does it. No single place turns the answer round, and not even all of them together need do it: the
+# gate $z$, the step $\Delta$ and the stream around the mixer pass the convolution by, and they still hold the withheld
+# order. Cutting tells what is *necessary*, substituting what is *sufficient*, and the two need not be the same place.
 
 # %% tags=["answer"]
 name = "layers.0.mixer.convolved"
