@@ -64,22 +64,21 @@ def test_an_example_becomes_code_and_what_follows_does_not() -> None:
 
 
 def test_arguments_that_share_a_line_of_a_docstring_get_one_each() -> None:
-    package = griffe.temporary_visited_module(
-        '''
-        def f(a, b, c):
-            """Do it.
+    source = """
+def f(a, b, c):
+    '''Do it.
 
-            Args:
-                a, b: two
-                    of a kind.
-                c: another, and
-                    a, b: no names here.
+    Args:
+        a, b: two
+            of a kind.
+        c: another, and
+            a, b: no names here.
 
-            Returns them.
-            """
-        ''',
-        extensions=griffe.load_extensions(SharedArguments()),
-    )
+    Returns them.
+    '''
+"""
+    extensions = griffe.load_extensions(SharedArguments())
+    package = griffe.temporary_visited_package("small", {"__init__.py": source}, extensions=extensions)
     with package as module:
         assert module["f"].docstring.value == (
             "Do it.\n\nArgs:\n    a: two\n        of a kind.\n    b: two\n        of a kind.\n"
