@@ -49,7 +49,7 @@ bench: $(VENV)/.installed-bench
 # The notice that is silenced advertises another site generator.
 docs: $(VENV)/.installed-docs
 	$(SAY) "Running the guide's chapters and building the documentation"
-	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict
 	$(RUN)/python -m tools.guide.links site
 	$(SAY) "Open site/index.html, or make docs-serve to search and to read other languages"
 

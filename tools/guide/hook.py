@@ -137,7 +137,7 @@ def _make(docs: Path) -> None:
     for language in LANGUAGES:
         titles = {chapter.slug: chapter.translations.get(language, chapter).title for chapter in chapters}
         items = "\n".join(f'<li markdown="span">[{title}]({slug}.md)</li>' for slug, title in titles.items())
-        _contents[language] = f'<ol start="0" markdown="1">\n{items}\n</ol>'  # Markdown's own lists begin with 1
+        _contents[language] = f'<ol start="0" markdown="1">\n{items}\n</ol>'  # Markdown counts from 1
     for room in reference.ROOMS:
         _made[f"reference/{room}.md"] = reference.room_page(room)
     _made[font.NAME] = font.formula_font()

@@ -117,9 +117,10 @@ def _run(chapter: Chapter, asked: dict[str, Any]) -> dict[str, Any]:
 def _fingerprint(asked: dict[str, Any]) -> str:
     """Of all that decides what a chapter shows, but for the place where it lies and the lines it stands on."""
     cells = [{name: value for name, value in cell.items() if name != "line"} for cell in asked["cells"]]
-    style = Path(asked["path"]).with_name("style.py").read_bytes()
-    told = json.dumps([cells, asked["labels"]], sort_keys=True).encode()
-    return hashlib.sha256(b"\0".join([told, style, _library().encode()])).hexdigest()[:20]
+    told = json.dumps([cells, asked["labels"]], sort_keys=True)
+    beside = [path for path in sorted(Path(asked["path"]).parent.iterdir()) if path.suffix in (".py", ".js")]
+    read = [path.read_bytes() for path in beside if path.name == "style.py" or path.name in told]
+    return hashlib.sha256(b"\0".join([told.encode(), *read, _library().encode()])).hexdigest()[:20]
 
 
 @lru_cache(maxsize=1)
