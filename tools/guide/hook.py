@@ -83,6 +83,7 @@ def _add_files(files: Files, config: Any) -> Files:
 def _fill_files(files: Files, config: Any) -> Files:
     """After the languages were told apart, which makes new files of the old names: now they get their content."""
     language = config.plugins["i18n"].current_language
+    file: Any  # of the plugin for languages, with more to it than MkDocs' own
     for file in list(files):
         if file.src_uri in _made:
             content = _made[file.src_uri]

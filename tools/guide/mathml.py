@@ -101,6 +101,6 @@ class _Formula(InlineProcessor):
         self.compiled_re = re.compile(pattern, flags=re.DOTALL)
         self.display = display
 
-    def handleMatch(self, found: re.Match[str], _data: str) -> tuple[Any, int, int]:  # type: ignore[override]
+    def handleMatch(self, found: re.Match[str], _data: str) -> tuple[Any, int, int]:
         made = mathml(found[1], display=self.display)
         return self.md.htmlStash.store(made), found.start(0), found.end(0)
