@@ -63,7 +63,7 @@ def on_pre_build(config: Any) -> None:
     sources = [*docs.glob("guide/*"), *Path(__file__).parent.glob("*.py")]
     stamp = {path: path.stat().st_mtime_ns for path in sources}
     if _stamp != stamp:  # a site has several languages, each built by itself; what is made serves all
-        _make(docs)
+        _make(docs, cache=Path(config.config_file_path).parent / "build" / "guide")
         _stamp.clear()
         _stamp.update(stamp)
 
@@ -120,12 +120,12 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
     return put_outputs(html, made.outputs) if made else html
 
 
-def _make(docs: Path) -> None:
+def _make(docs: Path, cache: Path) -> None:
     _made.clear()
     _pages.clear()
     try:
         chapters = [read(path) for path in chapter_paths(docs)]
-        shown = results(chapters, say=log.info)
+        shown = results(chapters, cache=cache, say=log.info)
         for chapter in chapters:
             for language in ["en", *chapter.translations]:
                 suffix = "" if language == "en" else f".{language}"
