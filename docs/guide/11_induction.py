@@ -27,11 +27,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import style
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import style
 from mambakit.lab import mechanisms
 from mambakit.lab.evaluation import accuracy_at_length
 from mambakit.lab.tasks import InductionHeads

@@ -35,10 +35,10 @@
 import math
 from functools import partial
 
+import style
 import torch
 from matplotlib.patches import Rectangle
 
-import style
 from mambakit import ops
 from mambakit.lab.background import block_ranks, multiply_in_chunks, ssd_matrix
 from mambakit.lab.figures import DIVERGING

@@ -36,11 +36,11 @@
 # %%
 import math
 
+import style
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import style
 from mambakit import ops
 from mambakit.lab import mechanisms
 from mambakit.lab.tasks import Parity

@@ -33,11 +33,11 @@
 # Both agree with everything that was shown.
 
 # %%
+import style
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import style
 from mambakit.lab import mechanisms
 from mambakit.lab.figures import DIVERGING
 from mambakit.lab.models import MODELS

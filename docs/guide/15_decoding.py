@@ -22,10 +22,10 @@ import itertools
 import time
 from functools import partial
 
+import style
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-import style
 from mambakit import ops
 from mambakit.lab.mechanisms import fit_probe
 from mambakit.nn import Backbone, Stepper
