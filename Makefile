@@ -3,6 +3,7 @@
 # make test    the whole test suite
 # make lint    ruff, mypy, and the layers of the house
 # make bench   ours beside the peers, with the floor that this machine sets
+# make docs    the documentation, in site/: runs every chapter of the guide (minutes; later only those that changed)
 #
 # Each sets up .venv when it has to: a Python of 3.11 or newer is all that is needed, a C++ compiler makes it fast.
 
@@ -14,7 +15,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
 SAY := @printf '\033[1m==> %s\033[0m\n'
 
 LAB_WORKERS ?= 2
-.PHONY: demo lab test lint bench clean
+.PHONY: demo lab test lint bench docs docs-serve clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -45,8 +46,18 @@ bench: $(VENV)/.installed-bench
 	$(RUN)/python -m benchmarks
 	$(RUN)/python -m benchmarks.lm
 
+# The notice that is silenced advertises another site generator.
+docs: $(VENV)/.installed-docs
+	$(SAY) "Running the guide's chapters and building the documentation"
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict
+	$(RUN)/python -m tools.guide.links site
+	$(SAY) "Open site/index.html, or make docs-serve to search and to read other languages"
+
+docs-serve: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs serve
+
 clean:
-	rm -rf $(VENV) build dist models lab-mini
+	rm -rf $(VENV) build dist models lab-mini site
 
 # torch comes first and alone, so that nothing else pulls in another build of it.
 $(VENV)/.torch:

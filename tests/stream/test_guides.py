@@ -9,8 +9,8 @@ import typer
 
 from mambakit.cli import app
 
-DOCS = Path(__file__).parents[2] / "docs"
-GUIDES = ("streaming.md", "streaming.ru.md")
+DOCS = Path(__file__).parents[2] / "docs" / "how-to"
+GUIDES = ("predict-a-stream.md", "predict-a-stream.ru.md")
 COMMANDS = typer.main.get_command(app).commands["stream"].commands
 
 

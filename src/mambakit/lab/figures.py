@@ -29,7 +29,7 @@ DIVERGING = LinearSegmentedColormap.from_list(
     "blue white orange", ["#004A75", "#0072B2", "#FFFFFF", "#D55E00", "#8A3C00"]
 )
 
-_STYLE: Any = {  # the names of settings that matplotlib's types know are of one version
+STYLE: Any = {  # the names of settings that matplotlib's types know are of one version
     "font.family": "sans-serif",
     "font.size": 9.0,
     "axes.titlesize": 9.5,
@@ -68,7 +68,7 @@ def in_style(draw: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(draw)
     def drawn(*arguments: P.args, **options: P.kwargs) -> R:
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             return draw(*arguments, **options)
 
     return drawn
@@ -153,7 +153,7 @@ def save(figure: Figure, path: Path | str) -> None:
     if path.suffix not in (".svg", ".png"):
         raise DataError(f"path must end in .svg or .png, got {path}")
     drawn = io.BytesIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": path.stem}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": path.stem}):
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(drawn, format=path.suffix[1:], dpi=200, metadata=metadata)
     write_file(path, drawn.getvalue())

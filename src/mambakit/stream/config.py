@@ -13,7 +13,7 @@ KINDS = (*MIXERS, *RIVALS)
 # A whole past has no fixed size, so these can't be carried from tick to tick in constant time.
 _UNSUITABLE = ("attention",)
 
-# Chosen on the validation part of the synthetic market: see docs/streaming.md.
+# Chosen on the validation part of the synthetic market: see docs/how-to/predict-a-stream.md.
 STREAM_TRAINING = TrainingConfig.model_validate(
     {
         "epochs": 15,
