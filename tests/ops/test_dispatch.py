@@ -5,7 +5,7 @@ import torch
 from tests.ops.backends import DEVICE, TRITON
 
 from mambakit.nn import Mamba2
-from mambakit.ops import dispatch
+from mambakit.ops import dispatch, selective_scan
 
 
 def test_the_variable_leaves_operations_without_the_backend_to_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +30,10 @@ def test_a_whole_layer_runs_on_the_backend_of_the_variable(backend: str, monkeyp
     expected, _ = layer(x)
     monkeypatch.setenv("MAMBAKIT_BACKEND", backend)
     torch.testing.assert_close(layer(x)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_tensor_on_another_device_is_refused_by_name() -> None:
+    u, delta, A = torch.randn(1, 3, 4), torch.rand(1, 3, 4), torch.empty(4, 2, device="meta")
+    B, C = torch.randn(1, 3, 2), torch.randn(1, 3, 2)
+    with pytest.raises(ValueError, match=f"A must be on {u.device} as u is, and is on meta"):
+        selective_scan(u, delta, A, B, C)

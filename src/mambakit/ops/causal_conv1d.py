@@ -100,7 +100,7 @@ def _case_refusal(backend: str, inputs: ConvInputs) -> str | None:
 
 def _check(inputs: ConvInputs) -> None:
     x, weight, bias, initial_state, cu_seqlens, _ = inputs
-    dispatch.check_dtype(x=x, weight=weight, bias=bias, initial_state=initial_state)
+    dispatch.check_tensors(x=x, weight=weight, bias=bias, initial_state=initial_state)
     if x.dim() != 3:
         raise ValueError(f"x must have shape (batch, length, channels), got {tuple(x.shape)}")
     if weight.dim() != 2 or weight.shape[1] == 0:

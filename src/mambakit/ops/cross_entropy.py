@@ -45,7 +45,7 @@ def cross_entropy(
     >>> cross_entropy(torch.zeros(3, 4), torch.tensor([0, 1, -100]))
     tensor(1.3863)
     """
-    dispatch.check_dtype(logits=logits)
+    dispatch.check_tensors(logits=logits)
     if logits.dim() != 2:
         raise ValueError(f"logits must have shape (rows, classes), got {tuple(logits.shape)}")
     dispatch.check_shape("targets", targets, (logits.shape[0],), "(rows,)")

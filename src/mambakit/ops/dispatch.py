@@ -80,11 +80,19 @@ def choose(
     return asked
 
 
-def check_dtype(**tensors: torch.Tensor | None) -> None:
-    """Raise TypeError for a tensor that is not of a supported floating dtype."""
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype not in _FLOATS:
+def check_tensors(**tensors: torch.Tensor | None) -> None:
+    """Raise TypeError for a tensor that is not of a supported floating dtype, ValueError for one on another device.
+
+    Kernels are given addresses: what does not lie on the device of the first tensor must not reach them.
+    """
+    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    first, leader = given[0]
+    device = leader.device
+    for name, tensor in given:
+        if tensor.dtype not in _FLOATS:
             raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{name} must be on {device} as {first} is, and is on {tensor.device}")
 
 
 def check_shape(name: str, tensor: torch.Tensor | None, expected: tuple[int, ...], spelled: str) -> None:

@@ -264,7 +264,7 @@ def _check(inputs: Mamba3Inputs, chunk_size: int | None) -> None:
     x, B, angles, state = inputs.x, inputs.B, inputs.angles, inputs.initial_state
     named = {name: getattr(inputs, name) for name in (*_NARROW, *_WIDE)}
     carried = {} if state is None else {f"initial_state.{name}": t for name, t in state._asdict().items()}
-    dispatch.check_dtype(**named, **carried)
+    dispatch.check_tensors(**named, **carried)
     if x.dim() != 4:
         raise ValueError(f"x must have shape (batch, length, heads, headdim), got {tuple(x.shape)}")
     if B.dim() != 5:

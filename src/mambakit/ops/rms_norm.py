@@ -100,7 +100,7 @@ def _nothing_is_recorded(*tensors: Tensor) -> bool:
 
 
 def _check(x: Tensor, weight: Tensor, z: Tensor | None, groups: int) -> None:
-    dispatch.check_dtype(x=x, weight=weight, z=z)
+    dispatch.check_tensors(x=x, weight=weight, z=z)
     if x.dim() == 0:
         raise ValueError("x must have shape (..., dim), got a scalar")
     dim = x.shape[-1]

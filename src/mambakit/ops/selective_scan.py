@@ -119,7 +119,9 @@ def _evaluated(inputs: ScanInputs, backend: str) -> tuple[Tensor, Tensor]:
 def _check(inputs: ScanInputs, rows: str) -> None:
     """Raise unless the inputs fit each other; `rows` spells the axes of u before its channels."""
     u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, _ = inputs
-    dispatch.check_dtype(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+    dispatch.check_tensors(
+        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
+    )
     axes = rows.count(",") + 2
     if u.dim() != axes:
         raise ValueError(f"u must have shape ({rows}, dim), got {tuple(u.shape)}")

@@ -161,7 +161,7 @@ def _step_inputs(
 
 def _check(inputs: SsdInputs) -> None:
     x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, _, dt_min, dt_max, chunk_size = inputs
-    dispatch.check_dtype(x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, initial_state=initial_state)
+    dispatch.check_tensors(x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, initial_state=initial_state)
     if x.dim() != 4:
         raise ValueError(f"x must have shape (batch, length, heads, headdim), got {tuple(x.shape)}")
     if B.dim() != 4:
