@@ -32,7 +32,7 @@ lab: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(SAY) "Running the tests, one process for each processor"
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(SAY) "Checking style, types and layers"
