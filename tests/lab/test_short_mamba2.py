@@ -95,7 +95,6 @@ def test_without_a_gpu_groups_are_run_as_before() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["standard", "residual", "learned"])
 def test_on_a_gpu_a_group_gives_what_its_models_give(name: str) -> None:
     models = [model(name) for _ in range(MODELS_OF_A_GROUP)]

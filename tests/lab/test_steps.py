@@ -67,7 +67,6 @@ def test_mean_losses_begin_anew_when_they_are_asked_for() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("task", TASKS)
 def test_captured_steps_train_as_others_do(task: Any) -> None:
     device = torch.device("cuda")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mambakit.errors import ArtefactError, DataError, MambakitError
 from mambakit.lab import run as run_module
@@ -236,7 +235,6 @@ def test_a_sweep_without_time_starts_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_streams_of_one_process_leave_what_one_run_at_a_time_leaves(tmp_path: Path) -> None:
     file = python_file(tmp_path, grid(grid={"gamma": [0.5, 1.0], "n_layers": [1, 2]}))
     for workers in (1, 2):
