@@ -343,8 +343,13 @@ def forward(tensors, tokens):
     """Logits (length, symbols) and mixing (layers, heads, length, length), as hidden_attention.js computes them."""
     heads, headdim, state, taps = (exported[name] for name in ("heads", "headdim", "state", "taps"))
     inner, mixing = heads * headdim, []
-    silu = lambda v: v / (1 + np.exp(-v))  # noqa: E731
-    normed = lambda v, weight: v / np.sqrt((v * v).mean(-1, keepdims=True) + exported["eps"]) * weight  # noqa: E731
+
+    def silu(v):
+        return v / (1 + np.exp(-v))
+
+    def normed(v, weight):
+        return v / np.sqrt((v * v).mean(-1, keepdims=True) + exported["eps"]) * weight
+
     stream = tensors["embedding"].reshape(-1, 48)[tokens]
     for layer in range(2):
         w = {name.split(".")[1]: t for name, t in tensors.items() if name.startswith(f"{layer}.")}
