@@ -1,6 +1,12 @@
-"""The record of `python -m benchmarks.gpu` as text: each case as it is measured, then the tables."""
+"""The record of `python -m benchmarks.gpu` as text: each case as it is measured, then the tables.
 
-from collections.abc import Mapping
+`python -m benchmarks.gpu_report RECORD.json` prints a record as the tables of docs/gpu.md.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -79,15 +85,9 @@ def print_errors(console: Console, results: list[dict[str, Any]]) -> None:
     table = Table(title="||got - exact|| / ||exact|| against float64; 'above' names what ours is less exact in")
     for heading in ("case", "rival", "ours / its, of each output and gradient", "above"):
         table.add_column(heading)
-    for result in results:
-        errors = result["errors"]
-        for rival in errors:
-            if rival == OURS or OURS not in errors:
-                continue
-            both = {name: (errors[OURS][name], errors[rival][name]) for name in errors[OURS] if name in errors[rival]}
-            pairs = ", ".join(f"{name} {ours:.1e} / {its:.1e}" for name, (ours, its) in both.items())
-            above = ", ".join(f"{name} {ours / its:.2f}x" for name, (ours, its) in both.items() if ours > its > 0)
-            table.add_row(title(result), rival, pairs, above)
+    for case, rival, both, above in _compared(results):
+        pairs = ", ".join(f"{name} {ours:.1e} / {its:.1e}" for name, (ours, its) in both.items())
+        table.add_row(case, rival, pairs, above)
     if table.row_count:
         console.print(table)
 
@@ -97,3 +97,46 @@ def number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def markdown(results: list[dict[str, Any]]) -> Iterator[str]:
+    """The lines of two tables: times, `single call / device alone` in each cell, and errors."""
+    yield "| case | | ours, ms | floor | rival | its, ms | its / ours | goal |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for result in results:
+        for kind in _KINDS:
+            if kind in result:
+                for place, rival in enumerate(result[kind]["rivals"] or {"": {}}):
+                    case, passes, ours, device, floor, _, *beside = _row(result, kind, rival, place == 0)
+                    name, its, its_device, faster, faster_device, goal, met = beside
+                    verdict = {"": "", "[green]yes[/green]": " met", "[red]no[/red]": " missed"}[met]
+                    cells = (_pair(ours, device), floor, name, _pair(its, its_device), _pair(faster, faster_device))
+                    yield f"| {' | '.join((case, passes if place == 0 else '', *cells, goal + verdict))} |"
+    yield ""
+    yield "| case | rival | largest error, ours / its | where ours is larger |"
+    yield "|---|---|---|---|"
+    for case, rival, both, above in _compared(results):
+        largest = " / ".join(f"{max(pair[side] for pair in both.values()):.1e}" for side in (0, 1))
+        yield f"| {case} | {rival} | {largest} | {above} |"
+
+
+def _compared(results: list[dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, tuple[float, float]], str]]:
+    """Of every case and rival the errors, ours and its, by name, and those in which ours is above, as text."""
+    for result in results:
+        errors = result["errors"]
+        for rival in errors:
+            if rival == OURS or OURS not in errors:
+                continue
+            both = {name: (errors[OURS][name], errors[rival][name]) for name in errors[OURS] if name in errors[rival]}
+            above = ", ".join(f"{name} {ours / its:.2f}x" for name, (ours, its) in both.items() if ours > its > 0)
+            yield title(result), rival, both, above
+
+
+def _pair(single: str, device: str) -> str:
+    return f"{single} / {device}" if single and device else single
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m benchmarks.gpu_report RECORD.json")
+    print("\n".join(markdown(json.loads(Path(sys.argv[1]).read_text("utf-8"))["cases"])))

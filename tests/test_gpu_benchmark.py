@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.gpu_case import OURS, Case, Ceilings, Contender, Floor
-from benchmarks.gpu_report import print_errors, print_result, print_times
+from benchmarks.gpu_report import markdown, print_errors, print_result, print_times
 from rich.console import Console
 
 from benchmarks import gpu, gpu_timing
@@ -94,6 +94,14 @@ def test_tables_show_both_clocks_and_what_ours_is_less_exact_in() -> None:
         *("1", "0.5", "0.25", "2", "mamba-ssm", "2", "1", "2", "2", "1.5", "yes")
     ]
     assert "dx 2.0e-01 / 0.0e+00" in text
+
+
+def test_the_tables_of_the_page_follow_from_the_record() -> None:
+    lines = list(markdown([gpu.run(_case(), CEILINGS)]))
+    assert "| scan (1, 2) bfloat16 | forward | 1 / 0.5 | 0.25 | mamba-ssm | 2 / 1 | 2 / 2 | 1.5 met |" in lines
+    assert "|  | forward+backward | 4 / 2 | 1 | mamba-ssm | 6 / 3 | 1.5 / 1.5 | 1.7 missed |" in lines
+    assert "|  |  |  |  | fla | absent |  | 1 |" in lines
+    assert lines[-1] == "| scan (1, 2) bfloat16 | mamba-ssm | 2.0e-01 / 1.0e-01 |  |"
 
 
 def test_cases_name_ours_and_their_rivals() -> None:
