@@ -6,7 +6,9 @@ large call in place of many small ones. On a GPU stacks of Mamba-2 over a few to
 (`lab.short_mamba2`). Loss, clipping and AdamW are each model's own: the result is that of training it alone.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,6 +20,10 @@ from mambakit.lab import short_mamba2
 from mambakit.lab.models import MambaForComposite
 from mambakit.lab.tasks.batch import IGNORED
 from mambakit.training.optimizer import parameter_groups
+
+_SHARED = (
+    threading.RLock()
+)  # held by the run that uses what threads of a process share: torch's generator, its switches
 
 
 class GroupedModels:
@@ -67,8 +73,7 @@ class GroupedModels:
         if self._by_kernels and short_mamba2.serves(self._skeleton, tokens):
             return short_mamba2.logits(cast(MambaForComposite, self._skeleton), stacked, tokens, answers)
         if not self._loop:
-            # Fused attention has no rule for vmap, and on a GPU its gradient then refuses the strides.
-            with sdpa_kernel(SDPBackend.MATH):
+            with _plain_attention():
                 return torch.vmap(one, randomness="different")(stacked, tokens)
         return torch.stack(
             [one({name: p[index] for name, p in stacked.items()}, tokens[index]) for index in range(self.count)]
@@ -84,6 +89,29 @@ class GroupedModels:
     def weights(self, index: int) -> dict[str, Tensor]:
         """One model's parameters by name, on the CPU."""
         return {name: p[index].detach().cpu().clone() for name, p in (self.parameters | self._frozen).items()}
+
+
+_switched: list[contextlib.ExitStack] = []  # what turns attention back, for each run inside
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention written out: the fused one has no rule for vmap, and on a GPU its gradient then refuses the strides.
+
+    A switch of the process: the first run in turns it, the last out turns it back.
+    """
+    with _SHARED:
+        turned = _switched[0] if _switched else contextlib.ExitStack()
+        if not _switched:
+            turned.enter_context(sdpa_kernel(SDPBackend.MATH))
+        _switched.append(turned)
+    try:
+        yield
+    finally:
+        with _SHARED:
+            _switched.pop()
+            if not _switched:
+                turned.close()
 
 
 def losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -170,7 +198,10 @@ def train_step(
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> Any:
-    """What `make` makes under torch's generator seeded with `seed`, which is as it was afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    """What `make` makes under torch's generator seeded with `seed`, which is as it was afterwards.
+
+    Threads share that generator: one makes at a time.
+    """
+    with _SHARED, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
