@@ -7,7 +7,7 @@
     hidden += out_proj norm(y silu(z))
 
 `nn.Mamba2` runs these as operations for any length, whose scan is made for chunks of 16 to 64 tokens and keeps a state
-for each, larger than eight tokens are. Here what stands between the projections is one kernel forward and one backward,
+for each, larger than eight tokens are. Here what stands between the projections is one kernel forward and two backward,
 which read and write what the projections made and take, and no more. The norm's weight goes into the in-projection, and
 the gradients of the projections are summed in parts, so that a few narrow matrices fill a GPU.
 
@@ -28,11 +28,13 @@ from mambakit.lab.models import MambaForComposite, MambaPosEncoding, sinusoids
 from mambakit.nn import Mamba2
 from mambakit.ops import triton
 
+_OF_MIX = ("conv1d.weight", "conv1d.bias", "dt_bias", "A_log", "D", "norm.weight")
 _KERNELS = triton.Kernels("short_mamba2")
 _LONGEST = 10  # tokens; all pairs of them are written out
 _PATHS: dict[type[nn.Module], int] = {Mamba2: 0, ResidualMamba2: 1, GatedMamba2: 2}
 _PROCESSORS = 132
-_PROGRAMS = 12  # of one warp for each processor, more than its registers hold at once
+_PROGRAMS = 12  # of one warp for each processor, as many as its registers hold at once
+_KEYS = 64  # of a program of the backward
 _PARTS = 16  # that a weight's gradient is summed in
 
 
@@ -91,12 +93,11 @@ def _block(layer: Any, parameters: Mapping[str, Tensor], hidden: Tensor) -> Tens
     mixer, shape = layer.mixer, hidden.shape
     rows = hidden.flatten(1, 2)
     weight = parameters["mixer.in_proj.weight"] * parameters["norm.weight"][:, None]
-    weight = F.pad(weight, (0, 0, 0, -weight.shape[1] % 4))  # aligned rows
+    weight = F.pad(weight, (0, 0, 0, -weight.shape[1] % 8))  # rows of whole sectors
     projected = _Linear.apply(_Normalised.apply(rows, layer.norm.eps), weight)
     y = _Mix.apply(
         projected.view(*shape[:3], -1),
-        parameters["mixer.conv1d.weight"].squeeze(2),
-        *(parameters[f"mixer.{name}"] for name in ("conv1d.bias", "dt_bias", "A_log", "D", "norm.weight")),
+        *(parameters[f"mixer.{name}"] for name in _OF_MIX),
         mixer.norm.eps,
         _PATHS[type(mixer)],
     )
@@ -175,38 +176,51 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        tensors, (ctx.eps, ctx.path) = [tensor.contiguous() for tensor in args[:-2]], args[-2:]
-        ctx.save_for_backward(*tensors)
-        models, batch, length, _ = tensors[0].shape
-        out = tensors[0].new_empty(models, batch, length, tensors[-1].shape[1])
+        projected, *parameters = args[:-2]
+        tensors, (eps, path) = [projected.contiguous(), *map(_of_models, parameters)], args[-2:]
+        models, batch, length, _ = projected.shape
+        out = projected.new_empty(models, batch, length, tensors[-1].shape[1])
+        products = projected.new_empty(models, batch, length, length)
+        ctx.strides = [tensor.stride(0) for tensor in tensors[1:]]
+        ctx.eps, ctx.sizes = eps, _sizes(tensors, path)
         _KERNELS.mix_forward[_grid(models, batch)](
-            *tensors, out, batch, ctx.eps, **_sizes(tensors, ctx.path), num_warps=1
+            *tensors, out, products, batch, *ctx.strides, eps, **ctx.sizes, num_warps=1
         )
+        ctx.save_for_backward(*tensors, products)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = list(ctx.saved_tensors)
-        projected, conv_weight, norm_weight = tensors[0], tensors[1], tensors[-1]
+        *tensors, products = ctx.saved_tensors
+        projected, conv_weight, conv_bias, *_, norm_weight = tensors
         models, batch = projected.shape[:2]
-        convolved, taps = conv_weight.shape[1:]
-        inner = norm_weight.shape[1]
-        grid = _grid(models, batch)
-        shares = projected.new_empty(models, grid[0], 4 + inner + convolved * (1 + taps))
-        d_projected = torch.empty_like(projected)
-        sizes = _sizes(tensors, ctx.path)
-        _KERNELS.mix_backward[grid](
-            *tensors, d_out.contiguous(), d_projected, shares, batch, ctx.eps, **sizes, num_warps=1
-        )
-        numbers, d_norm, d_bias, d_taps = shares.sum(1).split([4, inner, convolved, convolved * taps], dim=1)
-        d_dt_bias, d_A_log, d_D, _ = numbers.split(1, dim=1)
-        d_weight = d_taps.view(models, taps, convolved).flip(1).mT  # the token's own tap is the kernel's last
-        return d_projected, d_weight, d_bias, d_dt_bias, d_A_log, d_D, d_norm, None, None
+        inner, channels, taps = norm_weight.shape[1], conv_bias.shape[1], conv_weight.shape[3]
+        grid, keys = _grid(models, batch), min(_KEYS, ctx.sizes["STATE"])
+        shares = projected.new_empty(models, grid[0], 4 + inner + channels * (1 + taps))
+        d_projected, d_products = torch.empty_like(projected), torch.empty_like(products)
+        _KERNELS.mix_backward_values[grid](
+            *tensors, products, d_out.contiguous(), d_projected, d_products, shares, batch, *ctx.strides, ctx.eps,
+            **ctx.sizes, num_warps=1,
+        )  # fmt: skip
+        _KERNELS.mix_backward_keys[*grid, ctx.sizes["STATE"] // keys](
+            projected, conv_weight, conv_bias, d_products, d_projected, shares, batch, *ctx.strides[:2],
+            **ctx.sizes, KEYS=keys, num_warps=1,
+        )  # fmt: skip
+        sums = shares.sum(1).split([1, 1, 1, 1, inner, channels, channels * taps], dim=1)
+        d_dt_bias, d_A_log, d_D, _, d_norm, d_bias, d_weight = sums
+        return d_projected, d_weight.view_as(conv_weight), d_bias, d_dt_bias, d_A_log, d_D, d_norm, None, None
+
+
+def _of_models(parameter: Tensor) -> Tensor:
+    """The parameter, with each model's own in one piece; models may lie apart."""
+    return parameter if parameter[0].is_contiguous() else parameter.contiguous()
 
 
 def _grid(models: int, batch: int) -> tuple[int, int]:
-    return min(batch, max(1, _PROGRAMS * _PROCESSORS // models)), models
+    """Programs for each model, of as many sequences each as any other, up to one."""
+    most = max(1, _PROGRAMS * _PROCESSORS // models)
+    return -(-batch // -(-batch // most)), models
 
 
 def _sizes(tensors: list[Tensor], path: int) -> dict[str, int]:
@@ -217,6 +231,7 @@ def _sizes(tensors: list[Tensor], path: int) -> dict[str, int]:
         "INNER": inner,
         "STATE": (conv_weight.shape[1] - inner) // 2,
         "WIDTH": projected.shape[3],
-        "TAPS": conv_weight.shape[2],
+        "TAPS": conv_weight.shape[3],
         "PATH": path,
+        "FAST": not triton.interpreting(),
     }
