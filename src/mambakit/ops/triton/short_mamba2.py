@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from mambakit.ops.triton.ssd_steps import LOG2_E
+
 _NUMBERS = ["batch", "stride_weight", "stride_bias", "stride_dt", "stride_A", "stride_D", "stride_norm"]
 
 
@@ -44,7 +46,7 @@ def _taps(weight, TAPS: tl.constexpr):
 @triton.jit
 def _exp(x, FAST: tl.constexpr):
     if FAST:
-        return libdevice.fast_expf(x)
+        return libdevice.exp2(x * LOG2_E)
     else:
         return tl.exp(x)
 
@@ -52,15 +54,13 @@ def _exp(x, FAST: tl.constexpr):
 @triton.jit
 def _sigmoid(x, FAST: tl.constexpr):
     if FAST:
-        return libdevice.fast_dividef(1.0, 1.0 + libdevice.fast_expf(-x))
+        return libdevice.fast_dividef(1.0, 1.0 + libdevice.exp2(x * -LOG2_E))
     else:
         return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _convolved(
-    given, taps, bias, LENGTH: tl.constexpr, TAPS: tl.constexpr, PATH: tl.constexpr, FAST: tl.constexpr
-):
+def _convolved(given, taps, bias, LENGTH: tl.constexpr, TAPS: tl.constexpr, PATH: tl.constexpr, FAST: tl.constexpr):
     """What the scan reads of each token, and for the backward the silu in it and the silu's slope."""
     found, silus, slopes = (), (), ()
     for t in tl.static_range(LENGTH):
