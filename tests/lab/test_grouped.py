@@ -71,8 +71,8 @@ def test_each_member_ends_as_it_does_alone(name: str, mixer: str, loop: bool) ->
 def test_one_members_gradient_does_not_clip_another() -> None:
     grouped = GroupedModels([torch.nn.Linear(3, 1, bias=False) for _ in range(2)])
     optimizer = GroupedAdamW(grouped)
-    grouped.parameters["weight"].grad = torch.tensor([[[3.0, 0.0, 4.0]], [[0.1, 0.0, 0.0]]])
-    norms = optimizer.step(optimizer.paces([[1.0, 1.0]], [0.0, 0.0])[0], clip=1.0)
+    gradient = torch.tensor([[[3.0, 0.0, 4.0]], [[0.1, 0.0, 0.0]]])
+    norms = optimizer.step([gradient], optimizer.paces([[1.0, 1.0]], [0.0, 0.0])[0], clip=1.0)
     torch.testing.assert_close(norms, torch.tensor([5.0, 0.1]))
     # After one step the means are a tenth of the clipped gradients.
     torch.testing.assert_close(optimizer.means, torch.tensor([[0.06, 0.0, 0.08], [0.01, 0.0, 0.0]]))

@@ -155,16 +155,17 @@ class GroupedAdamW:
         return table.to(self._grouped.flat)
 
     @torch.no_grad()
-    def step(self, pace: Tensor, clip: float | None) -> Tensor:
-        """Take a step and clear the gradients; return every model's gradient norm, (models,).
+    def step(self, gradients: Sequence[Tensor | None], pace: Tensor, clip: float | None) -> Tensor:
+        """Take a step; return every model's gradient norm, (models,).
 
         Args:
+            gradients: of `grouped.parameters`, in their order; None for zeros.
             pace: its row of `paces`.
             clip: the greatest norm of a model's gradient; None for any.
         """
         rates, kept, root = pace.split([len(pace) // 2, len(pace) // 2, 1])
-        parameters = self._grouped.parameters.values()
-        grad = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten(1) for p in parameters], dim=1)
+        found = zip(self._grouped.parameters.values(), gradients, strict=True)
+        grad = torch.cat([(torch.zeros_like(p) if own is None else own).flatten(1) for p, own in found], dim=1)
         norms = grad.square().sum(1).sqrt()
         if clip is not None:
             # As torch.nn.utils.clip_grad_norm_ does.
@@ -174,8 +175,6 @@ class GroupedAdamW:
         self.squares.mul_(second).addcmul_(grad, grad, value=1 - second)
         step = self.means / (self.squares.sqrt() * root + self._eps) * rates[:, None]
         self._grouped.flat.mul_(1 - self._grouped.decayed * (1 - kept[:, None])).sub_(step)
-        for parameter in parameters:
-            parameter.grad = None
         return norms
 
 
@@ -189,11 +188,12 @@ def train_step(
 ) -> Tensor:
     """One step on tokens (models, batch, length) and targets (models, batch, answers); every model's loss, (models,).
 
-    The other arguments are those of `GroupedAdamW.step`.
+    `pace` and `clip` are those of `GroupedAdamW.step`.
     """
     found = losses(grouped(tokens, targets.shape[2]), targets)
-    found.sum().backward()
-    optimizer.step(pace, clip)
+    # Not `backward`, which copies a gradient for each parameter that is a part of a larger tensor.
+    gradients = torch.autograd.grad(found.sum(), list(grouped.parameters.values()), allow_unused=True)
+    optimizer.step(gradients, pace, clip)
     return found.detach()
 
 

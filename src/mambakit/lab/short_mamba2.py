@@ -1,15 +1,14 @@
 """Stacks of Mamba-2 with one head over sequences of a few tokens, many models at once, for training on a GPU.
 
-    n       = hidden / rms(hidden)
-    z, x, B, C, dt = (in_proj norm) n
+    z, x, B, C, dt = in_proj norm(hidden)
     x, B, C = silu(conv(x, B, C))  [+ or * themselves]
     y       = ssd(x, softplus(dt + dt_bias), -exp(A_log), B, C, D)
     hidden += out_proj norm(y silu(z))
 
 `nn.Mamba2` runs these as operations for any length, whose scan is made for chunks of 16 to 64 tokens and keeps a state
 for each, larger than eight tokens are. Here what stands between the projections is one kernel forward and two backward,
-which read and write what the projections made and take, and no more. The norm's weight goes into the in-projection, and
-the gradients of the projections are summed in parts, so that a few narrow matrices fill a GPU.
+which read and write what the projections made and take, and no more. A block's share is added where the next one
+normalises, and the gradients of the projections are summed in parts, so that a few narrow matrices fill a GPU.
 
 There is no state before and none after: this is for training and for judging whole sequences (`lab.grouped`).
 """
@@ -68,40 +67,33 @@ def logits(model: MambaForComposite, parameters: Mapping[str, Tensor], tokens: T
     """
     models, batch, length = tokens.shape
     table = parameters["embedding.weight"]
-    first_row = torch.arange(models, device=tokens.device)[:, None, None] * table.shape[1]
-    hidden = F.embedding(tokens + first_row, table.flatten(0, 1))  # (models, batch, length, d_model)
+    hidden = _Embedded.apply(table, tokens)  # (models, batch, length, d_model)
     if isinstance(model, MambaPosEncoding):
         if model.position is None:
             places = torch.arange(length, device=tokens.device)
             hidden = hidden + sinusoids(places, hidden.shape[-1]).to(hidden.dtype)
         else:
             hidden = hidden + parameters["position.weight"][:, None, :length]
-    for index, layer in enumerate(model.backbone.layers):
-        prefix = f"backbone.layers.{index}."
-        own = {name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)}
-        hidden = _block(layer, own, hidden)
-    last = hidden[:, :, -answers:].reshape(models, batch * answers, -1)
-    last = (
-        F.rms_norm(last, last.shape[-1:], eps=model.backbone.norm_f.eps) * parameters["backbone.norm_f.weight"][:, None]
-    )
+    hidden, added = hidden.flatten(1, 2), None  # the last block's share is added where it is normalised next
+    layers: Any = model.backbone.layers
+    of_layers: list[dict[str, Tensor]] = [{} for _ in layers]
+    for name, parameter in parameters.items():
+        if name.startswith("backbone.layers."):
+            index, own = name.removeprefix("backbone.layers.").split(".", 1)
+            of_layers[int(index)][own] = parameter
+    # Of all layers at once: a copy that aligns them, and one that gathers their gradients.
+    into, out_of = (torch.stack([own[f"mixer.{name}.weight"] for own in of_layers]) for name in ("in_proj", "out_proj"))
+    into = F.pad(into, (0, 0, 0, -into.shape[2] % 8))  # rows of whole sectors for what they give
+    for layer, own, weight, out_weight in zip(layers, of_layers, into.unbind(), out_of.unbind(), strict=True):
+        hidden, normed = _Normalised.apply(hidden, added, own["norm.weight"], layer.norm.eps)
+        projected = _Linear.apply(normed, weight).view(models, batch, length, -1)
+        of_mix = (own[f"mixer.{name}"] for name in _OF_MIX)
+        y = _Mix.apply(projected, *of_mix, layer.mixer.norm.eps, _PATHS[type(layer.mixer)])
+        added = _Linear.apply(y.flatten(1, 2), out_weight)
+    last = _Last.apply(hidden, added, length, answers)
+    _, last = _Normalised.apply(last, None, parameters["backbone.norm_f.weight"], model.backbone.norm_f.eps)
     head = parameters.get("head.weight", table)  # one matrix where they are tied
     return _Linear.apply(last, head).view(models, batch, answers, -1)
-
-
-def _block(layer: Any, parameters: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-    """hidden (models, batch, length, d_model) after a block."""
-    mixer, shape = layer.mixer, hidden.shape
-    rows = hidden.flatten(1, 2)
-    weight = parameters["mixer.in_proj.weight"] * parameters["norm.weight"][:, None]
-    weight = F.pad(weight, (0, 0, 0, -weight.shape[1] % 8))  # rows of whole sectors
-    projected = _Linear.apply(_Normalised.apply(rows, layer.norm.eps), weight)
-    y = _Mix.apply(
-        projected.view(*shape[:3], -1),
-        *(parameters[f"mixer.{name}"] for name in _OF_MIX),
-        mixer.norm.eps,
-        _PATHS[type(mixer)],
-    )
-    return (rows + _Linear.apply(y.flatten(1, 2), parameters["mixer.out_proj.weight"])).view(shape)
 
 
 def _mixer_has_kernels(mixer: nn.Module) -> bool:
@@ -145,30 +137,91 @@ class _Linear(torch.autograd.Function):
         return torch.bmm(grad, weight), shares.view(models, parts, *weight.shape[1:]).sum(1)
 
 
-class _Normalised(torch.autograd.Function):
-    """The rows of x (models, rows, d_model) over the roots of their mean squares."""
+class _Embedded(torch.autograd.Function):
+    """Rows of every model's table (models, vocabulary, d_model) for its tokens (models, batch, length).
 
-    _TILE = 64
+    A row's gradient is a product with the tokens as rows of one 1 each: torch sorts them to add in a fixed order.
+    """
+
+    _TILE, _WORDS = 64, 64
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.eps = eps
-        y, rows = torch.empty_like(x), x.shape[0] * x.shape[1]
-        grid = (-(-rows // _Normalised._TILE),)
-        _KERNELS.normalise[grid](x, y, rows, eps, COLUMNS=x.shape[2], TILE=_Normalised._TILE)
-        return y
+    def forward(ctx: Any, table: Tensor, tokens: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens.contiguous())
+        ctx.vocabulary = table.shape[1]
+        first_row = torch.arange(len(table), device=tokens.device)[:, None, None] * ctx.vocabulary
+        return F.embedding(tokens + first_row, table.flatten(0, 1))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        grad_x, rows = torch.empty_like(x), x.shape[0] * x.shape[1]
-        grid = (-(-rows // _Normalised._TILE),)
-        _KERNELS.normalise_backward[grid](
-            x, grad.contiguous(), grad_x, rows, ctx.eps, COLUMNS=x.shape[2], TILE=_Normalised._TILE
+        (tokens,) = ctx.saved_tensors
+        models, rows, columns = len(tokens), tokens[0].numel(), grad.shape[-1]
+        tile, words = _Embedded._TILE, _Embedded._WORDS
+        programs = min(_PARTS, -(-rows // tile))
+        shares = grad.new_empty(models, programs, ctx.vocabulary, columns)
+        grid = programs, models, -(-ctx.vocabulary // words)
+        _KERNELS.embedding_backward[grid](
+            tokens, grad.contiguous(), shares, rows, ctx.vocabulary, COLUMNS=columns, TILE=tile, WORDS=words
         )
-        return grad_x, None
+        return shares.sum(1), None
+
+
+class _Normalised(torch.autograd.Function):
+    """x + added, and its rows over the roots of their mean squares times a weight.
+
+    x and added, which may be None, are (models, rows, d_model), the weight (models, d_model).
+    """
+
+    _TILE = 64
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        models, rows, columns = x.shape
+        x, weight = x.contiguous(), _of_models(weight)
+        total = x.view_as(x) if added is None else torch.empty_like(x)
+        y = torch.empty_like(x)
+        ctx.grid = (-(-rows // _Normalised._TILE), models)
+        ctx.launched = (rows, weight.stride(0), eps), {"COLUMNS": columns, "TILE": _Normalised._TILE}
+        numbers, sizes = ctx.launched
+        _KERNELS.normalise[ctx.grid](
+            x, None if added is None else added.contiguous(), weight, total, y, *numbers, **sizes
+        )
+        ctx.two = added is not None
+        ctx.save_for_backward(total, weight)
+        return total, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_total: Tensor, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        total, weight = ctx.saved_tensors
+        numbers, sizes = ctx.launched
+        d_x = torch.empty_like(total)
+        shares = total.new_empty(ctx.grid[1], ctx.grid[0], total.shape[2])
+        _KERNELS.normalise_backward[ctx.grid](
+            total, weight, d_total.contiguous(), d_y.contiguous(), d_x, shares, *numbers, **sizes
+        )
+        return d_x, d_x if ctx.two else None, shares.sum(1), None
+
+
+class _Last(torch.autograd.Function):
+    """x + added, (models, batch * length, d_model), at the last tokens alone, (models, batch * answers, d_model)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, added: Tensor, length: int, answers: int) -> Tensor:
+        ctx.shape = models, _, columns = x.shape
+        ctx.of_tokens = models, -1, length, columns
+        ctx.answers = answers
+        first, second = (tensor.view(ctx.of_tokens)[:, :, -answers:] for tensor in (x, added))
+        return (first + second).view(models, -1, columns)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        found = grad.new_zeros(ctx.shape)
+        rows = found.view(ctx.of_tokens)[:, :, -ctx.answers :]
+        rows.copy_(grad.view(rows.shape))
+        return found, found, None, None
 
 
 class _Mix(torch.autograd.Function):
