@@ -79,8 +79,8 @@ def logits(model: MambaForComposite, parameters: Mapping[str, Tensor], tokens: T
     of_layers: list[dict[str, Tensor]] = [{} for _ in layers]
     for name, parameter in parameters.items():
         if name.startswith("backbone.layers."):
-            index, own = name.removeprefix("backbone.layers.").split(".", 1)
-            of_layers[int(index)][own] = parameter
+            index, rest = name.removeprefix("backbone.layers.").split(".", 1)
+            of_layers[int(index)][rest] = parameter
     # Of all layers at once: a copy that aligns them, and one that gathers their gradients.
     into, out_of = (torch.stack([own[f"mixer.{name}.weight"] for own in of_layers]) for name in ("in_proj", "out_proj"))
     into = F.pad(into, (0, 0, 0, -into.shape[2] % 8))  # rows of whole sectors for what they give
