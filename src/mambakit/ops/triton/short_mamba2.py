@@ -23,6 +23,8 @@ from triton.language.extra import libdevice
 from mambakit.ops.triton.ssd_steps import LOG2_E
 
 _NUMBERS = ["batch", "stride_weight", "stride_bias", "stride_dt", "stride_A", "stride_D", "stride_norm"]
+# Parts of a larger tensor, which begin anywhere: no kernel of its own for each way that they are aligned.
+_ANYWHERE = ["conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight"]
 
 
 @triton.jit
@@ -161,7 +163,7 @@ def _put(values, place: tl.constexpr, value, COUNT: tl.constexpr):
     return found
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_ANYWHERE)
 def mix_forward(
     projected,  # (models, batch, LENGTH, WIDTH): z, x, B, C, dt, filling
     conv_weight,  # (models, INNER + 2 STATE, 1, TAPS)
@@ -227,7 +229,7 @@ def mix_forward(
             tl.store(out + (row + t) * INNER + inner, y * inverse * scale)
 
 
-@triton.jit(do_not_specialize=_NUMBERS)
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_ANYWHERE)
 def mix_backward_values(
     projected,
     conv_weight,
@@ -339,7 +341,7 @@ def mix_backward_values(
     _store_shares(shares + 4 + INNER, inner, d_bias_x, d_taps, CONVOLVED, TAPS)
 
 
-@triton.jit(do_not_specialize=["batch", "stride_weight", "stride_bias"])
+@triton.jit(do_not_specialize=_NUMBERS[:3], do_not_specialize_on_alignment=_ANYWHERE[:2])
 def mix_backward_keys(
     projected,
     conv_weight,
@@ -403,7 +405,7 @@ def _store_shares(at, channels, d_bias, d_taps, CONVOLVED: tl.constexpr, TAPS: t
         tl.store(at + CONVOLVED + channels * TAPS + (TAPS - 1 - back), d_taps[back])
 
 
-@triton.jit(do_not_specialize=["rows", "stride"])
+@triton.jit(do_not_specialize=["rows", "stride"], do_not_specialize_on_alignment=["weight"])
 def normalise(
     x,  # (models, rows, COLUMNS), as all but weight
     added,  # None for nothing
@@ -429,7 +431,7 @@ def normalise(
     tl.store(y + at, value * inverse[:, None] * scale[None, :], mask=row < rows)
 
 
-@triton.jit(do_not_specialize=["rows", "stride"])
+@triton.jit(do_not_specialize=["rows", "stride"], do_not_specialize_on_alignment=["weight"])
 def normalise_backward(
     total,
     weight,
