@@ -299,11 +299,12 @@ def mix_backward_values(
             gate = gates[t]
             sigmoid = _sigmoid(gate, FAST)
             gated = y * gate * sigmoid
+            grad = grads[t] * scale
+            along = tl.sum(grad * gated)  # beside the next sum, which it does not wait for
             inverse = tl.rsqrt(tl.sum(gated * gated) / INNER + eps)
             normed = gated * inverse
             d_scale += grads[t] * normed
-            grad = grads[t] * scale
-            grad = inverse * (grad - normed * (tl.sum(grad * normed) / INNER))
+            grad = inverse * (grad - normed * (along * inverse / INNER))
             tl.store(d_z + t * WIDTH + inner, grad * y * sigmoid * (1.0 + gate * (1.0 - sigmoid)))
             d_y = grad * gate * sigmoid
 
