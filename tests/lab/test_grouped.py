@@ -1,5 +1,8 @@
 """Grouped training: each member of a group ends as it does alone."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mambakit.lab.data import TrainingBatches, held_out
-from mambakit.lab.grouped import GroupedAdamW, GroupedModels, losses, seeded, train_step
+from mambakit.lab.grouped import GroupedAdamW, GroupedModels, _plain_attention, losses, seeded, train_step
 from mambakit.lab.models import MODELS, MambaForComposite
 from mambakit.lab.tasks import CompositeFunctions, Parity
 from mambakit.training.optimizer import parameter_groups
@@ -68,8 +71,8 @@ def test_each_member_ends_as_it_does_alone(name: str, mixer: str, loop: bool) ->
 def test_one_members_gradient_does_not_clip_another() -> None:
     grouped = GroupedModels([torch.nn.Linear(3, 1, bias=False) for _ in range(2)])
     optimizer = GroupedAdamW(grouped)
-    grouped.parameters["weight"].grad = torch.tensor([[[3.0, 0.0, 4.0]], [[0.1, 0.0, 0.0]]])
-    norms = optimizer.step(optimizer.paces([[1.0, 1.0]], [0.0, 0.0])[0], clip=1.0)
+    gradient = torch.tensor([[[3.0, 0.0, 4.0]], [[0.1, 0.0, 0.0]]])
+    norms = optimizer.step([gradient], optimizer.paces([[1.0, 1.0]], [0.0, 0.0])[0], clip=1.0)
     torch.testing.assert_close(norms, torch.tensor([5.0, 0.1]))
     # After one step the means are a tenth of the clipped gradients.
     torch.testing.assert_close(optimizer.means, torch.tensor([[0.06, 0.0, 0.08], [0.01, 0.0, 0.0]]))
@@ -109,3 +112,33 @@ def test_batches_follow_from_seed_and_step_alone(task: Any) -> None:
         assert torch.equal(tokens[1], alone(step)[0][0])
         assert torch.equal(targets[1], alone(step)[1][0])
         assert not torch.equal(tokens[0], tokens[1])
+
+
+def test_models_made_by_threads_are_those_made_alone() -> None:
+    together = threading.Barrier(2)
+
+    def make() -> Tensor:
+        first = torch.rand(3)
+        time.sleep(0.05)  # for the other to draw meanwhile, were it let
+        return torch.cat([first, torch.rand(3)])
+
+    def made_beside_another(seed: int) -> Any:
+        together.wait()
+        return seeded(make, seed)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(made_beside_another, (0, 1)))
+    for seed, values in enumerate(found):
+        assert torch.equal(values, seeded(make, seed))
+
+
+def test_attention_is_as_it_was_when_the_last_of_two_runs_has_left_its_plain_form() -> None:
+    switched = torch.backends.cuda.flash_sdp_enabled
+    before = switched()
+    first, second = _plain_attention(), _plain_attention()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as one of two threads
+    assert not switched()
+    second.__exit__(None, None, None)
+    assert switched() == before

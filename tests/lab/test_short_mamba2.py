@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mambakit.lab import short_mamba2
 from mambakit.lab.grouped import GroupedModels, losses
 from mambakit.lab.models import MODELS, MambaForComposite
 from mambakit.lab.short_mamba2 import has_kernels, logits, serves
@@ -46,8 +47,19 @@ def stacked(one: MambaForComposite) -> dict[str, Tensor]:
 def test_logits_and_gradients_are_those_of_the_models(name: str, options: dict[str, Any]) -> None:
     one = model(name, **options)
     assert has_kernels(one)
-    tokens = torch.randint(0, VOCABULARY, (MODELS_OF_A_GROUP, BATCH, LENGTH))
-    targets = torch.randint(0, VOCABULARY, (MODELS_OF_A_GROUP, BATCH, 2))
+    check(one, BATCH)
+
+
+@needs_triton
+def test_programs_add_up_what_they_find_in_several_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(short_mamba2, "_PROCESSORS", 1)  # a dozen programs for 40 sequences, 160 tokens
+    check(model(d_state=64), 20)
+
+
+def check(one: MambaForComposite, batch: int) -> None:
+    """Compare logits and gradients by kernels with those by the models."""
+    tokens = torch.randint(0, VOCABULARY, (MODELS_OF_A_GROUP, batch, LENGTH))
+    targets = torch.randint(0, VOCABULARY, (MODELS_OF_A_GROUP, batch, 2))
     found = []
     for by_kernels in (True, False):
         parameters = stacked(one)

@@ -6,7 +6,9 @@ large call in place of many small ones. On a GPU stacks of Mamba-2 over a few to
 (`lab.short_mamba2`). Loss, clipping and AdamW are each model's own: the result is that of training it alone.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,6 +20,10 @@ from mambakit.lab import short_mamba2
 from mambakit.lab.models import MambaForComposite
 from mambakit.lab.tasks.batch import IGNORED
 from mambakit.training.optimizer import parameter_groups
+
+_SHARED = (
+    threading.RLock()
+)  # held by the run that uses what threads of a process share: torch's generator, its switches
 
 
 class GroupedModels:
@@ -67,8 +73,7 @@ class GroupedModels:
         if self._by_kernels and short_mamba2.serves(self._skeleton, tokens):
             return short_mamba2.logits(cast(MambaForComposite, self._skeleton), stacked, tokens, answers)
         if not self._loop:
-            # Fused attention has no rule for vmap, and on a GPU its gradient then refuses the strides.
-            with sdpa_kernel(SDPBackend.MATH):
+            with _plain_attention():
                 return torch.vmap(one, randomness="different")(stacked, tokens)
         return torch.stack(
             [one({name: p[index] for name, p in stacked.items()}, tokens[index]) for index in range(self.count)]
@@ -84,6 +89,29 @@ class GroupedModels:
     def weights(self, index: int) -> dict[str, Tensor]:
         """One model's parameters by name, on the CPU."""
         return {name: p[index].detach().cpu().clone() for name, p in (self.parameters | self._frozen).items()}
+
+
+_switched: list[contextlib.ExitStack] = []  # what turns attention back, for each run inside
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention written out: the fused one has no rule for vmap, and on a GPU its gradient then refuses the strides.
+
+    A switch of the process: the first run in turns it, the last out turns it back.
+    """
+    with _SHARED:
+        turned = _switched[0] if _switched else contextlib.ExitStack()
+        if not _switched:
+            turned.enter_context(sdpa_kernel(SDPBackend.MATH))
+        _switched.append(turned)
+    try:
+        yield
+    finally:
+        with _SHARED:
+            _switched.pop()
+            if not _switched:
+                turned.close()
 
 
 def losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -127,16 +155,17 @@ class GroupedAdamW:
         return table.to(self._grouped.flat)
 
     @torch.no_grad()
-    def step(self, pace: Tensor, clip: float | None) -> Tensor:
-        """Take a step and clear the gradients; return every model's gradient norm, (models,).
+    def step(self, gradients: Sequence[Tensor | None], pace: Tensor, clip: float | None) -> Tensor:
+        """Take a step; return every model's gradient norm, (models,).
 
         Args:
+            gradients: of `grouped.parameters`, in their order; None for zeros.
             pace: its row of `paces`.
             clip: the greatest norm of a model's gradient; None for any.
         """
         rates, kept, root = pace.split([len(pace) // 2, len(pace) // 2, 1])
-        parameters = self._grouped.parameters.values()
-        grad = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten(1) for p in parameters], dim=1)
+        found = zip(self._grouped.parameters.values(), gradients, strict=True)
+        grad = torch.cat([(torch.zeros_like(p) if own is None else own).flatten(1) for p, own in found], dim=1)
         norms = grad.square().sum(1).sqrt()
         if clip is not None:
             # As torch.nn.utils.clip_grad_norm_ does.
@@ -146,8 +175,6 @@ class GroupedAdamW:
         self.squares.mul_(second).addcmul_(grad, grad, value=1 - second)
         step = self.means / (self.squares.sqrt() * root + self._eps) * rates[:, None]
         self._grouped.flat.mul_(1 - self._grouped.decayed * (1 - kept[:, None])).sub_(step)
-        for parameter in parameters:
-            parameter.grad = None
         return norms
 
 
@@ -161,16 +188,20 @@ def train_step(
 ) -> Tensor:
     """One step on tokens (models, batch, length) and targets (models, batch, answers); every model's loss, (models,).
 
-    The other arguments are those of `GroupedAdamW.step`.
+    `pace` and `clip` are those of `GroupedAdamW.step`.
     """
     found = losses(grouped(tokens, targets.shape[2]), targets)
-    found.sum().backward()
-    optimizer.step(pace, clip)
+    # Not `backward`, which copies a gradient for each parameter that is a part of a larger tensor.
+    gradients = torch.autograd.grad(found.sum(), list(grouped.parameters.values()), allow_unused=True)
+    optimizer.step(gradients, pace, clip)
     return found.detach()
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> Any:
-    """What `make` makes under torch's generator seeded with `seed`, which is as it was afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    """What `make` makes under torch's generator seeded with `seed`, which is as it was afterwards.
+
+    Threads share that generator: one makes at a time.
+    """
+    with _SHARED, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()

@@ -16,7 +16,8 @@ from torch import Tensor
 from mambakit.lab.data import TrainingBatches
 from mambakit.lab.grouped import GroupedAdamW, GroupedModels, train_step
 
-_UNCAPTURED = 2  # steps of every shape of batch: kernels are compiled and libraries loaded by them
+_UNCAPTURED = 2  # steps of the first shape of batch, by which libraries are loaded and set up
+_UNCAPTURED_LATER = 1  # of every other: its kernels are compiled by it
 _CAPTURING = threading.Lock()  # runs that share a GPU capture one at a time
 
 
@@ -81,7 +82,8 @@ class TrainingSteps:
             self._take()
             return
         graph = self._graphs.get(shape)
-        if graph is None and self._plain.setdefault(shape, 0) < _UNCAPTURED:
+        uncaptured = _UNCAPTURED_LATER if self._graphs else _UNCAPTURED
+        if graph is None and self._plain.setdefault(shape, 0) < uncaptured:
             self._plain[shape] += 1
             self._take_aside()
         elif graph is not None or self._capture(shape):

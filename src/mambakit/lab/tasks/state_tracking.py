@@ -162,16 +162,35 @@ class ModularArithmetic(SequenceLengths):
         signs = integers(PLUS, TIMES, (size, numbers - 1), generator)
         tokens = operands.new_empty(size, 2 * numbers - 1)
         tokens[:, ::2], tokens[:, 1::2] = operands, self.modulus + signs
-        total, term = torch.zeros_like(operands[:, 0]), operands[:, 0]
-        for sign, number in zip(signs.unbind(1), operands[:, 1:].unbind(1), strict=True):
-            times = sign == TIMES
-            signed = torch.where(sign == MINUS, -number, number)
-            if self.precedence:
-                total = torch.where(times, total, total + term)
-                term = torch.where(times, term * number, signed) % self.modulus
-            else:
-                term = torch.where(times, term * number, term + signed) % self.modulus
-        return tokens, total + term
+        slope, added = self._composed(signs, operands[:, 1:])
+        return tokens, slope * operands[:, 0] + added
+
+    def _composed(self, signs: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """What the rest of an expression makes of its first number: a slope and what is added, (size,) each.
+
+        From left to right there is a total of the finished terms, 0 at first, and a term, at first that number. A sign
+        and a number make them total + p term + q and r term + w, and so do any that follow each other: neighbours are
+        put together until one is left, in few operations for all samples and signs.
+        """
+        times = signs == TIMES
+        signed = torch.where(signs == MINUS, -numbers, numbers)
+        zero = torch.zeros_like(signs)
+        ends = ~times if self.precedence else zero  # whether the term is finished
+        kept = torch.where(times, numbers, zero if self.precedence else 1)
+        maps = torch.stack([ends.long(), zero, kept, signed.where(~times, zero)])  # p, q, r, w
+        nothing = maps.new_zeros(4, len(signs), 1)
+        nothing[2] = 1
+        if not maps.shape[2]:
+            maps = nothing
+        while maps.shape[2] > 1:
+            if maps.shape[2] % 2:
+                maps = torch.cat([maps, nothing], dim=2)
+            p, q, r, w = maps[:, :, ::2]
+            then_p, then_q, then_r, then_w = maps[:, :, 1::2]
+            maps = torch.stack([p + then_p * r, q + then_q + then_p * w, then_r * r, then_r * w + then_w])
+            maps %= self.modulus
+        p, q, r, w = maps[:, :, 0]
+        return p + r, q + w
 
     def _bracketed(self, length: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(size, length) tokens and their value: a number, -number, or (left sign right), each side such again."""

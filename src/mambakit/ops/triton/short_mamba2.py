@@ -4,13 +4,27 @@ The scan is its dual form, in which no state appears,
 
     y_t = sum over s <= t of (C_t . B_s) exp(a (dt_{s+1} + ... + dt_t)) dt_s x_s + D x_t
 
-with the steps of time written out by the compiler, so that the convolution's shifts are a choice among registers. The
-backward forms all of it again from what the in-projection gave. A program goes from sequence to sequence of its model
-and keeps its share of the parameters' gradients; the shares are added afterwards, in a fixed order.
+with the steps of time written out by the compiler, so that the convolution's shifts are a choice among registers.
+
+The forward keeps the products C_t . B_s, a number for each pair of tokens. With them the backward falls in two that
+share no channels: `mix_backward_values` needs no keys, and leaves the products' gradients to `mix_backward_keys`, for
+which a few keys are enough at once. Both form what they need again from what the in-projection gave. A program goes
+from sequence to sequence of its model and keeps its share of the parameters' gradients; the shares are added
+afterwards, in a fixed order.
+
+FAST takes exponentials and quotients that the GPU has as one instruction, a unit or two in the last place from exact
+ones, with denormal numbers as zero; Triton's interpreter has none of them.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
+
+from mambakit.ops.triton.ssd_steps import LOG2_E
+
+_NUMBERS = ["batch", "stride_weight", "stride_bias", "stride_dt", "stride_A", "stride_D", "stride_norm"]
+# Parts of a larger tensor, which begin anywhere: no kernel of its own for each way that they are aligned.
+_ANYWHERE = ["conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight"]
 
 
 @triton.jit
@@ -32,45 +46,104 @@ def _taps(weight, TAPS: tl.constexpr):
 
 
 @triton.jit
-def _total(given, taps, bias, t: tl.constexpr, TAPS: tl.constexpr):
-    """The convolution at token t, before its silu."""
-    total = bias
-    for back in tl.static_range(TAPS):
-        if back <= t:
-            total += taps[back] * given[t - back]
-    return total
+def _exp(x, FAST: tl.constexpr):
+    if FAST:
+        return libdevice.exp2(x * LOG2_E)
+    else:
+        return tl.exp(x)
 
 
 @triton.jit
-def _activated(given, total, PATH: tl.constexpr):
-    on = total / (1.0 + tl.exp(-total))
-    if PATH == 1:
-        on += given
-    if PATH == 2:
-        on *= given
-    return on
+def _sigmoid(x, FAST: tl.constexpr):
+    if FAST:
+        return libdevice.fast_dividef(1.0, 1.0 + libdevice.exp2(x * -LOG2_E))
+    else:
+        return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _convolved(given, taps, bias, LENGTH: tl.constexpr, TAPS: tl.constexpr, PATH: tl.constexpr):
-    """What the scan reads of each token."""
-    found = ()
+def _convolved(given, taps, bias, LENGTH: tl.constexpr, TAPS: tl.constexpr, PATH: tl.constexpr, FAST: tl.constexpr):
+    """What the scan reads of each token, and for the backward the silu in it and the silu's slope."""
+    found, silus, slopes = (), (), ()
     for t in tl.static_range(LENGTH):
-        found = found + (_activated(given[t], _total(given, taps, bias, t, TAPS), PATH),)
-    return found
+        total = bias
+        for back in tl.static_range(TAPS):
+            if back <= t:
+                total += taps[back] * given[t - back]
+        sigmoid = _sigmoid(total, FAST)
+        silu = total * sigmoid
+        on = silu
+        if PATH == 1:
+            on += given[t]
+        if PATH == 2:
+            on *= given[t]
+        found, silus, slopes = found + (on,), silus + (silu,), slopes + (sigmoid + silu * (1.0 - sigmoid),)
+    return found, silus, slopes
 
 
 @triton.jit
-def _steps(at, bias, rate, LENGTH: tl.constexpr, STRIDE: tl.constexpr):
-    """Of each token: dt before its softplus, dt, and the sum of the decays' logarithms up to it."""
-    raw, steps, sums = (), (), ()
-    total = 0.0
+def _convolve_backward(
+    grads,
+    given,
+    silus,
+    slopes,
+    d_at,
+    taps,
+    d_taps,
+    d_bias,
+    LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TAPS: tl.constexpr,
+    PATH: tl.constexpr,
+):
+    """Write the gradient of what was convolved, and add to those of the taps and the bias."""
+    totals = ()
+    for t in tl.static_range(LENGTH):
+        grad = grads[t] * slopes[t]
+        if PATH == 2:
+            grad *= given[t]
+        totals = totals + (grad,)
+        d_bias += grad
+    shares = ()
+    for back in tl.static_range(TAPS):
+        share = d_taps[back]
+        for t in tl.static_range(LENGTH):
+            if back <= t:
+                share += totals[t] * given[t - back]
+        shares = shares + (share,)
+    for t in tl.static_range(LENGTH):
+        d_given = taps[0] * totals[t]
+        for back in tl.static_range(1, TAPS):
+            if t + back < LENGTH:
+                d_given += taps[back] * totals[t + back]
+        if PATH == 1:
+            d_given += grads[t]
+        if PATH == 2:
+            d_given += grads[t] * silus[t]
+        tl.store(d_at + t * STRIDE, d_given)
+    return shares, d_bias
+
+
+@triton.jit
+def _steps(at, bias, rate, LENGTH: tl.constexpr, STRIDE: tl.constexpr, FAST: tl.constexpr):
+    """Of each token: dt before its softplus, dt, and what the state keeps from the token before."""
+    raw, steps, kept = (), (), ()
     for t in tl.static_range(LENGTH):
         shifted = tl.load(at + t * STRIDE) + bias
-        step = tl.where(shifted > 20.0, shifted, tl.log(1.0 + tl.exp(tl.minimum(shifted, 20.0))))
-        total += step * rate
-        raw, steps, sums = raw + (shifted,), steps + (step,), sums + (total,)
-    return raw, steps, sums
+        step = tl.where(shifted > 20.0, shifted, tl.log(1.0 + _exp(tl.minimum(shifted, 20.0), FAST)))
+        raw, steps, kept = raw + (shifted,), steps + (step,), kept + (_exp(step * rate, FAST),)
+    return raw, steps, kept
+
+
+@triton.jit
+def _decays(kept, t: tl.constexpr):
+    """What token t keeps of tokens 0, 1, ..., t."""
+    decays = (1.0,)
+    decay = 1.0
+    for back in tl.static_range(t):
+        decay *= kept[t - back]
+        decays = (decay,) + decays
+    return decays
 
 
 @triton.jit
@@ -90,17 +163,24 @@ def _put(values, place: tl.constexpr, value, COUNT: tl.constexpr):
     return found
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_ANYWHERE)
 def mix_forward(
     projected,  # (models, batch, LENGTH, WIDTH): z, x, B, C, dt, filling
-    conv_weight,  # (models, INNER + 2 STATE, TAPS)
+    conv_weight,  # (models, INNER + 2 STATE, 1, TAPS)
     conv_bias,  # (models, INNER + 2 STATE)
     dt_bias,  # (models,), as A_log and D
     A_log,
     D,
     norm_weight,  # (models, INNER)
     out,  # (models, batch, LENGTH, INNER)
+    products,  # (models, batch, LENGTH, LENGTH): C_t . B_s for s <= t
     batch,
+    stride_weight,  # between models, of what is models' own
+    stride_bias,
+    stride_dt,
+    stride_A,
+    stride_D,
+    stride_norm,
     eps,
     LENGTH: tl.constexpr,
     INNER: tl.constexpr,
@@ -108,85 +188,49 @@ def mix_forward(
     WIDTH: tl.constexpr,
     TAPS: tl.constexpr,
     PATH: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     model = tl.program_id(1).to(tl.int64)
     CONVOLVED: tl.constexpr = INNER + 2 * STATE
     inner, key = tl.arange(0, INNER), tl.arange(0, STATE)
-    conv_weight += model * CONVOLVED * TAPS
-    conv_bias += model * CONVOLVED
+    conv_weight += model * stride_weight
+    conv_bias += model * stride_bias
     taps_x, bias_x = _taps(conv_weight + inner * TAPS, TAPS), tl.load(conv_bias + inner)
     taps_B, bias_B = _taps(conv_weight + (INNER + key) * TAPS, TAPS), tl.load(conv_bias + INNER + key)
     taps_C, bias_C = _taps(conv_weight + (INNER + STATE + key) * TAPS, TAPS), tl.load(conv_bias + INNER + STATE + key)
-    rate = -tl.exp(tl.load(A_log + model))
-    bias, skip = tl.load(dt_bias + model), tl.load(D + model)
-    scale = tl.load(norm_weight + model * INNER + inner)
+    rate = -tl.exp(tl.load(A_log + model * stride_A))
+    bias, skip = tl.load(dt_bias + model * stride_dt), tl.load(D + model * stride_D)
+    scale = tl.load(norm_weight + model * stride_norm + inner)
     for sequence in range(tl.program_id(0), batch, tl.num_programs(0)):
         row = (model * batch + sequence) * LENGTH
         z = projected + row * WIDTH
         u = z + INNER
-        _, steps, sums = _steps(u + CONVOLVED, bias, rate, LENGTH, WIDTH)
-        x = _convolved(_rows(u + inner, LENGTH, WIDTH), taps_x, bias_x, LENGTH, TAPS, PATH)
-        B = _convolved(_rows(u + INNER + key, LENGTH, WIDTH), taps_B, bias_B, LENGTH, TAPS, PATH)
         given_C = _rows(u + INNER + STATE + key, LENGTH, WIDTH)
+        B, _, _ = _convolved(_rows(u + INNER + key, LENGTH, WIDTH), taps_B, bias_B, LENGTH, TAPS, PATH, FAST)
+        C, _, _ = _convolved(given_C, taps_C, bias_C, LENGTH, TAPS, PATH, FAST)
+        mixing = ()  # a tuple of each token's
         for t in tl.static_range(LENGTH):
-            C = _activated(given_C[t], _total(given_C, taps_C, bias_C, t, TAPS), PATH)
-            y = skip * x[t]
+            of_token = ()
             for s in tl.static_range(t + 1):
-                y += tl.sum(C * B[s]) * tl.exp(sums[t] - sums[s]) * steps[s] * x[s]
-            gate = tl.load(z + t * WIDTH + inner)
-            y *= gate / (1.0 + tl.exp(-gate))
-            inverse = 1.0 / tl.sqrt(tl.sum(y * y) / INNER + eps)
+                of_token = of_token + (tl.sum(C[t] * B[s]),)
+            mixing = mixing + (of_token,)
+        _, steps, kept = _steps(u + CONVOLVED, bias, rate, LENGTH, WIDTH, FAST)
+        gates = _rows(z + inner, LENGTH, WIDTH)
+        x, _, _ = _convolved(_rows(u + inner, LENGTH, WIDTH), taps_x, bias_x, LENGTH, TAPS, PATH, FAST)
+        pairs = products + row * LENGTH
+        for t in tl.static_range(LENGTH):
+            y = skip * x[t]
+            decays = _decays(kept, t)
+            for s in tl.static_range(t + 1):
+                tl.store(pairs + (t * LENGTH + s), mixing[t][s])
+                y += mixing[t][s] * decays[s] * steps[s] * x[s]
+            y *= gates[t] * _sigmoid(gates[t], FAST)
+            inverse = tl.rsqrt(tl.sum(y * y) / INNER + eps)
             tl.store(out + (row + t) * INNER + inner, y * inverse * scale)
 
 
-@triton.jit
-def _convolve_backward(
-    grads,
-    at,
-    d_at,
-    taps,
-    bias,
-    d_taps,
-    d_bias,
-    COLUMNS: tl.constexpr,
-    LENGTH: tl.constexpr,
-    STRIDE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PATH: tl.constexpr,
-):
-    """Write the gradient of what was convolved, and add to those of the taps and the bias."""
-    given = _rows(at, LENGTH, STRIDE)
-    totals = ()
-    for t in tl.static_range(LENGTH):
-        total = _total(given, taps, bias, t, TAPS)
-        sigmoid = 1.0 / (1.0 + tl.exp(-total))
-        grad = grads[t]
-        if PATH == 2:
-            grad *= given[t]
-        totals = totals + (grad * sigmoid * (1.0 + total * (1.0 - sigmoid)),)
-        d_bias += totals[t]
-    for back in tl.static_range(TAPS):
-        share = d_taps[back]
-        for t in tl.static_range(LENGTH):
-            if back <= t:
-                share += totals[t] * given[t - back]
-        d_taps = _put(d_taps, back, share, TAPS)
-    for t in tl.static_range(LENGTH):
-        d_given = tl.zeros([COLUMNS], dtype=tl.float32)
-        if PATH == 1:
-            d_given += grads[t]
-        if PATH == 2:
-            total = _total(given, taps, bias, t, TAPS)
-            d_given += grads[t] * total / (1.0 + tl.exp(-total))
-        for back in tl.static_range(TAPS):
-            if t + back < LENGTH:
-                d_given += taps[back] * totals[t + back]
-        tl.store(d_at + t * STRIDE, d_given)
-    return d_taps, d_bias
-
-
-@triton.jit(do_not_specialize=["batch"])
-def mix_backward(
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_ANYWHERE)
+def mix_backward_values(
     projected,
     conv_weight,
     conv_bias,
@@ -194,10 +238,18 @@ def mix_backward(
     A_log,
     D,
     norm_weight,
+    products,
     d_out,
-    d_projected,
-    shares,  # (models, programs, SHARE): of dt_bias, A_log, D, unused; norm_weight; bias; taps, the token's own first
+    d_projected,  # of z, x and dt
+    d_products,
+    shares,  # (models, programs, SHARE): of dt_bias, A_log, D, unused; norm_weight; conv_bias; conv_weight
     batch,
+    stride_weight,  # between models, of what is models' own
+    stride_bias,
+    stride_dt,
+    stride_A,
+    stride_D,
+    stride_norm,
     eps,
     LENGTH: tl.constexpr,
     INNER: tl.constexpr,
@@ -205,95 +257,80 @@ def mix_backward(
     WIDTH: tl.constexpr,
     TAPS: tl.constexpr,
     PATH: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     model = tl.program_id(1).to(tl.int64)
     CONVOLVED: tl.constexpr = INNER + 2 * STATE
     SHARE: tl.constexpr = 4 + INNER + CONVOLVED * (1 + TAPS)
-    inner, key = tl.arange(0, INNER), tl.arange(0, STATE)
-    conv_weight += model * CONVOLVED * TAPS
-    conv_bias += model * CONVOLVED
-    taps_x, bias_x = _taps(conv_weight + inner * TAPS, TAPS), tl.load(conv_bias + inner)
-    taps_B, bias_B = _taps(conv_weight + (INNER + key) * TAPS, TAPS), tl.load(conv_bias + INNER + key)
-    taps_C, bias_C = _taps(conv_weight + (INNER + STATE + key) * TAPS, TAPS), tl.load(conv_bias + INNER + STATE + key)
-    rate = -tl.exp(tl.load(A_log + model))
-    bias, skip = tl.load(dt_bias + model), tl.load(D + model)
-    scale = tl.load(norm_weight + model * INNER + inner)
+    FILLED: tl.constexpr = WIDTH - INNER - CONVOLVED
+    inner, filling = tl.arange(0, INNER), tl.arange(0, 8)
+    taps = _taps(conv_weight + model * stride_weight + inner * TAPS, TAPS)
+    bias_x = tl.load(conv_bias + model * stride_bias + inner)
+    rate = -tl.exp(tl.load(A_log + model * stride_A))
+    bias, skip = tl.load(dt_bias + model * stride_dt), tl.load(D + model * stride_D)
+    scale = tl.load(norm_weight + model * stride_norm + inner)
 
     d_bias, d_A_log, d_skip = 0.0, 0.0, 0.0
     d_scale = tl.zeros([INNER], dtype=tl.float32)
-    d_taps_x, d_bias_x = _zeros(TAPS, INNER), tl.zeros([INNER], dtype=tl.float32)
-    d_taps_B, d_bias_B = _zeros(TAPS, STATE), tl.zeros([STATE], dtype=tl.float32)
-    d_taps_C, d_bias_C = _zeros(TAPS, STATE), tl.zeros([STATE], dtype=tl.float32)
+    d_taps, d_bias_x = _zeros(TAPS, INNER), tl.zeros([INNER], dtype=tl.float32)
     for sequence in range(tl.program_id(0), batch, tl.num_programs(0)):
         row = (model * batch + sequence) * LENGTH
         z, d_z = projected + row * WIDTH, d_projected + row * WIDTH
         u, d_u = z + INNER, d_z + INNER
-        raw, steps, sums = _steps(u + CONVOLVED, bias, rate, LENGTH, WIDTH)
-        x = _convolved(_rows(u + inner, LENGTH, WIDTH), taps_x, bias_x, LENGTH, TAPS, PATH)
-        B = _convolved(_rows(u + INNER + key, LENGTH, WIDTH), taps_B, bias_B, LENGTH, TAPS, PATH)
-        given_C = _rows(u + INNER + STATE + key, LENGTH, WIDTH)
-        d_x, d_B, d_C = _zeros(LENGTH, INNER), _zeros(LENGTH, STATE), ()
-        d_steps, d_sums = (), ()
+        pairs, d_pairs = products + row * LENGTH, d_products + row * LENGTH
+        given = _rows(u + inner, LENGTH, WIDTH)
+        gates = _rows(z + inner, LENGTH, WIDTH)
+        grads = _rows(d_out + row * INNER + inner, LENGTH, INNER)
+        raw, steps, kept = _steps(u + CONVOLVED, bias, rate, LENGTH, WIDTH, FAST)
+        x, silus, slopes = _convolved(given, taps, bias_x, LENGTH, TAPS, PATH, FAST)
+        d_x = _zeros(LENGTH, INNER)
+        d_steps, d_sums = (), ()  # sums: of the decays' logarithms up to a token
         for _ in tl.static_range(LENGTH):
             d_steps, d_sums = d_steps + (0.0,), d_sums + (0.0,)
         for t in tl.static_range(LENGTH):
-            C = _activated(given_C[t], _total(given_C, taps_C, bias_C, t, TAPS), PATH)
-            products = ()
+            decays = _decays(kept, t)
+            unscaled = ()  # by dt
             y = skip * x[t]
             for s in tl.static_range(t + 1):
-                products = products + (tl.sum(C * B[s]),)
-                y += products[s] * tl.exp(sums[t] - sums[s]) * steps[s] * x[s]
+                unscaled = unscaled + (tl.load(pairs + (t * LENGTH + s)) * decays[s],)
+                y += unscaled[s] * steps[s] * x[s]
 
             # the gate and the norm
-            gate = tl.load(z + t * WIDTH + inner)
-            grad = tl.load(d_out + (row + t) * INNER + inner)
-            sigmoid = 1.0 / (1.0 + tl.exp(-gate))
+            gate = gates[t]
+            sigmoid = _sigmoid(gate, FAST)
             gated = y * gate * sigmoid
-            inverse = 1.0 / tl.sqrt(tl.sum(gated * gated) / INNER + eps)
+            grad = grads[t] * scale
+            along = tl.sum(grad * gated)  # beside the next sum, which it does not wait for
+            inverse = tl.rsqrt(tl.sum(gated * gated) / INNER + eps)
             normed = gated * inverse
-            d_scale += grad * normed
-            grad *= scale
-            grad = inverse * (grad - normed * (tl.sum(grad * normed) / INNER))
+            d_scale += grads[t] * normed
+            grad = inverse * (grad - normed * (along * inverse / INNER))
             tl.store(d_z + t * WIDTH + inner, grad * y * sigmoid * (1.0 + gate * (1.0 - sigmoid)))
             d_y = grad * gate * sigmoid
 
             # the scan
-            d_skip += tl.sum(d_y * x[t])
             d_x = _put(d_x, t, d_x[t] + skip * d_y, LENGTH)
-            d_key = tl.zeros([STATE], dtype=tl.float32)
             for s in tl.static_range(t + 1):
-                decay = tl.exp(sums[t] - sums[s])
                 d_mixing = tl.sum(d_y * x[s])
-                d_x = _put(d_x, s, d_x[s] + products[s] * decay * steps[s] * d_y, LENGTH)
-                d_product = d_mixing * decay * steps[s]
-                d_key += d_product * B[s]
-                d_B = _put(d_B, s, d_B[s] + d_product * C, LENGTH)
-                through = d_mixing * products[s] * decay
-                d_steps = _put(d_steps, s, d_steps[s] + through, LENGTH)
-                d_sums = _put(d_sums, t, d_sums[t] + through * steps[s], LENGTH)
-                d_sums = _put(d_sums, s, d_sums[s] - through * steps[s], LENGTH)
-            d_C = d_C + (d_key,)
+                if s == t:
+                    d_skip += d_mixing
+                mixing = unscaled[s] * steps[s]
+                d_x = _put(d_x, s, d_x[s] + mixing * d_y, LENGTH)
+                tl.store(d_pairs + (t * LENGTH + s), d_mixing * decays[s] * steps[s])
+                d_steps = _put(d_steps, s, d_steps[s] + d_mixing * unscaled[s], LENGTH)
+                d_sums = _put(d_sums, t, d_sums[t] + d_mixing * mixing, LENGTH)
+                d_sums = _put(d_sums, s, d_sums[s] - d_mixing * mixing, LENGTH)
 
         # the steps
         d_log = 0.0  # of every sum that a step is in
         for t in tl.static_range(LENGTH - 1, -1, -1):
             d_log += d_sums[t]
             d_A_log += d_log * steps[t] * rate
-            d_raw = (d_steps[t] + d_log * rate) / (1.0 + tl.exp(-raw[t]))
+            d_raw = (d_steps[t] + d_log * rate) * _sigmoid(raw[t], FAST)
             d_bias += d_raw
-            filling = tl.arange(0, 4)
-            tl.store(d_u + t * WIDTH + CONVOLVED + filling, tl.where(filling == 0, d_raw, 0.0))
-
-        # the convolution
-        d_taps_x, d_bias_x = _convolve_backward(
-            d_x, u + inner, d_u + inner, taps_x, bias_x, d_taps_x, d_bias_x, INNER, LENGTH, WIDTH, TAPS, PATH
-        )
-        at, d_at = u + INNER + key, d_u + INNER + key
-        d_taps_B, d_bias_B = _convolve_backward(
-            d_B, at, d_at, taps_B, bias_B, d_taps_B, d_bias_B, STATE, LENGTH, WIDTH, TAPS, PATH
-        )
-        d_taps_C, d_bias_C = _convolve_backward(
-            d_C, at + STATE, d_at + STATE, taps_C, bias_C, d_taps_C, d_bias_C, STATE, LENGTH, WIDTH, TAPS, PATH
+            tl.store(d_u + t * WIDTH + CONVOLVED + filling, tl.where(filling == 0, d_raw, 0.0), mask=filling < FILLED)
+        d_taps, d_bias_x = _convolve_backward(
+            d_x, given, silus, slopes, d_u + inner, taps, d_taps, d_bias_x, LENGTH, WIDTH, TAPS, PATH
         )
 
     shares += (model * tl.num_programs(0) + tl.program_id(0)) * SHARE
@@ -302,35 +339,151 @@ def mix_backward(
     tl.store(shares + 2, d_skip)
     tl.store(shares + 3, 0.0)
     tl.store(shares + 4 + inner, d_scale)
-    shares += 4 + INNER
-    tl.store(shares + inner, d_bias_x)
-    tl.store(shares + INNER + key, d_bias_B)
-    tl.store(shares + INNER + STATE + key, d_bias_C)
+    _store_shares(shares + 4 + INNER, inner, d_bias_x, d_taps, CONVOLVED, TAPS)
+
+
+@triton.jit(do_not_specialize=_NUMBERS[:3], do_not_specialize_on_alignment=_ANYWHERE[:2])
+def mix_backward_keys(
+    projected,
+    conv_weight,
+    conv_bias,
+    d_products,
+    d_projected,  # of B and C
+    shares,
+    batch,
+    stride_weight,
+    stride_bias,
+    LENGTH: tl.constexpr,
+    INNER: tl.constexpr,
+    STATE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TAPS: tl.constexpr,
+    PATH: tl.constexpr,
+    FAST: tl.constexpr,
+    KEYS: tl.constexpr,  # of a program
+):
+    model = tl.program_id(1).to(tl.int64)
+    CONVOLVED: tl.constexpr = INNER + 2 * STATE
+    SHARE: tl.constexpr = 4 + INNER + CONVOLVED * (1 + TAPS)
+    of_B = INNER + tl.program_id(2) * KEYS + tl.arange(0, KEYS)
+    of_C = of_B + STATE
+    conv_weight += model * stride_weight
+    conv_bias += model * stride_bias
+    taps_B, bias_B = _taps(conv_weight + of_B * TAPS, TAPS), tl.load(conv_bias + of_B)
+    taps_C, bias_C = _taps(conv_weight + of_C * TAPS, TAPS), tl.load(conv_bias + of_C)
+    d_taps_B, d_bias_B = _zeros(TAPS, KEYS), tl.zeros([KEYS], dtype=tl.float32)
+    d_taps_C, d_bias_C = _zeros(TAPS, KEYS), tl.zeros([KEYS], dtype=tl.float32)
+    for sequence in range(tl.program_id(0), batch, tl.num_programs(0)):
+        row = (model * batch + sequence) * LENGTH
+        u, d_u = projected + row * WIDTH + INNER, d_projected + row * WIDTH + INNER
+        d_pairs = d_products + row * LENGTH
+        given_B, given_C = _rows(u + of_B, LENGTH, WIDTH), _rows(u + of_C, LENGTH, WIDTH)
+        B, silus_B, slopes_B = _convolved(given_B, taps_B, bias_B, LENGTH, TAPS, PATH, FAST)
+        C, silus_C, slopes_C = _convolved(given_C, taps_C, bias_C, LENGTH, TAPS, PATH, FAST)
+        d_B, d_C = _zeros(LENGTH, KEYS), ()
+        for t in tl.static_range(LENGTH):
+            grad = tl.zeros([KEYS], dtype=tl.float32)
+            for s in tl.static_range(t + 1):
+                d_product = tl.load(d_pairs + (t * LENGTH + s))
+                grad += d_product * B[s]
+                d_B = _put(d_B, s, d_B[s] + d_product * C[t], LENGTH)
+            d_C = d_C + (grad,)
+        d_taps_B, d_bias_B = _convolve_backward(
+            d_B, given_B, silus_B, slopes_B, d_u + of_B, taps_B, d_taps_B, d_bias_B, LENGTH, WIDTH, TAPS, PATH
+        )
+        d_taps_C, d_bias_C = _convolve_backward(
+            d_C, given_C, silus_C, slopes_C, d_u + of_C, taps_C, d_taps_C, d_bias_C, LENGTH, WIDTH, TAPS, PATH
+        )
+    shares += (model * tl.num_programs(0) + tl.program_id(0)) * SHARE + 4 + INNER
+    _store_shares(shares, of_B, d_bias_B, d_taps_B, CONVOLVED, TAPS)
+    _store_shares(shares, of_C, d_bias_C, d_taps_C, CONVOLVED, TAPS)
+
+
+@triton.jit
+def _store_shares(at, channels, d_bias, d_taps, CONVOLVED: tl.constexpr, TAPS: tl.constexpr):
+    tl.store(at + channels, d_bias)
     for back in tl.static_range(TAPS):
-        shares += CONVOLVED
-        tl.store(shares + inner, d_taps_x[back])
-        tl.store(shares + INNER + key, d_taps_B[back])
-        tl.store(shares + INNER + STATE + key, d_taps_C[back])
+        tl.store(at + CONVOLVED + channels * TAPS + (TAPS - 1 - back), d_taps[back])
 
 
-@triton.jit(do_not_specialize=["rows"])
-def normalise(x, y, rows, eps, COLUMNS: tl.constexpr, TILE: tl.constexpr):
-    """y = x / sqrt(mean(x^2) + eps) of every row (rows, COLUMNS)."""
-    row = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None]
-    at = row.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+@triton.jit(do_not_specialize=["rows", "stride"], do_not_specialize_on_alignment=["weight"])
+def normalise(
+    x,  # (models, rows, COLUMNS), as all but weight
+    added,  # None for nothing
+    weight,  # (models, COLUMNS)
+    total,  # x + added; x itself where nothing is added
+    y,
+    rows,
+    stride,  # between models' weights
+    eps,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """total = x + added and y = weight total / sqrt(mean(total^2) + eps) of every row."""
+    model = tl.program_id(1).to(tl.int64)
+    row, column = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None], tl.arange(0, COLUMNS)
+    at = (model * rows + row) * COLUMNS + column[None, :]
+    scale = tl.load(weight + model * stride + column)
     value = tl.load(x + at, mask=row < rows, other=0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(value * value, axis=1) / COLUMNS + eps)
-    tl.store(y + at, value * inverse[:, None], mask=row < rows)
+    if added is not None:
+        value += tl.load(added + at, mask=row < rows, other=0.0)
+        tl.store(total + at, value, mask=row < rows)
+    inverse = tl.rsqrt(tl.sum(value * value, axis=1) / COLUMNS + eps)
+    tl.store(y + at, value * inverse[:, None] * scale[None, :], mask=row < rows)
 
 
-@triton.jit(do_not_specialize=["rows"])
-def normalise_backward(x, d_y, d_x, rows, eps, COLUMNS: tl.constexpr, TILE: tl.constexpr):
-    """The gradient of x."""
-    row = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None]
-    at = row.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    value = tl.load(x + at, mask=row < rows, other=0.0)
+@triton.jit(do_not_specialize=["rows", "stride"], do_not_specialize_on_alignment=["weight"])
+def normalise_backward(
+    total,
+    weight,
+    d_total,
+    d_y,
+    d_x,  # of x and of what was added
+    shares,  # (models, programs, COLUMNS): of the weight
+    rows,
+    stride,
+    eps,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    model = tl.program_id(1).to(tl.int64)
+    row, column = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None], tl.arange(0, COLUMNS)
+    at = (model * rows + row) * COLUMNS + column[None, :]
+    scale = tl.load(weight + model * stride + column)
+    value = tl.load(total + at, mask=row < rows, other=0.0)
     grad = tl.load(d_y + at, mask=row < rows, other=0.0)
-    inverse = (1.0 / tl.sqrt(tl.sum(value * value, axis=1) / COLUMNS + eps))[:, None]
+    through = tl.load(d_total + at, mask=row < rows, other=0.0)
+    inverse = tl.rsqrt(tl.sum(value * value, axis=1) / COLUMNS + eps)[:, None]
     value *= inverse
+    share = shares + (model * tl.num_programs(0) + tl.program_id(0)) * COLUMNS
+    tl.store(share + column, tl.sum(grad * value, axis=0))
+    grad *= scale[None, :]
     grad = inverse * (grad - value * (tl.sum(grad * value, axis=1) / COLUMNS)[:, None])
-    tl.store(d_x + at, grad, mask=row < rows)
+    tl.store(d_x + at, through + grad, mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["rows", "vocabulary"])
+def embedding_backward(
+    tokens,  # (models, rows) int64
+    grads,  # (models, rows, COLUMNS)
+    shares,  # (models, programs, vocabulary, COLUMNS)
+    rows,
+    vocabulary,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """A program's share of the sums, for each of WORDS words, of the gradients of the rows where it stands."""
+    model = tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, COLUMNS)[None, :]
+    word = tl.program_id(2) * WORDS + tl.arange(0, WORDS)
+    total = tl.zeros([WORDS, COLUMNS], dtype=tl.float32)
+    for first in range(tl.program_id(0) * TILE, rows, tl.num_programs(0) * TILE):
+        row = first + tl.arange(0, TILE)
+        token = tl.load(tokens + model * rows + row, mask=row < rows, other=-1).to(tl.int32)
+        at = (model * rows + row)[:, None] * COLUMNS + column
+        grad = tl.load(grads + at, mask=row[:, None] < rows, other=0.0)
+        stands = (word[:, None] == token[None, :]).to(tl.float32)
+        total = tl.dot(stands, grad, total, input_precision="tf32x3")
+    shares += ((model * tl.num_programs(0) + tl.program_id(0)) * vocabulary + word)[:, None] * COLUMNS + column
+    tl.store(shares, total, mask=word[:, None] < vocabulary)
