@@ -150,3 +150,30 @@ def test_one_step_takes_tensors_in_the_dtypes_and_strides_that_they_have(dtype: 
     assert torch.equal(h, kept)
     torch.testing.assert_close(y.double(), expected, atol=0.03 if dtype == torch.bfloat16 else 1e-5, rtol=0.03)
     torch.testing.assert_close(after.double(), expected_after, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [9, 24, 35])
+def test_rounds_of_steps_under_way_end_where_the_sequence_does(lanes_that_share: int, length: int) -> None:
+    assert_backend_agrees(scan, make(1, length, 2, lanes_that_share), "triton", torch.float32)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_states_are_kept_whatever_the_rounds_under_way(monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
+    from mambakit.ops.triton import selective_scan as kernels
+
+    usual = kernels.plan
+    monkeypatch.setattr(kernels, "plan", lambda *shape: usual(*shape)._replace(split=4, depth=depth))
+    assert_backend_agrees(scan, make(1, 29, 2, 8), "triton", torch.float32)
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 16])
+def test_states_are_kept_whatever_the_steps_under_way(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    from mambakit.ops.triton import selective_scan as kernels
+    from mambakit.ops.triton.selective_scan_launches import Walk
+
+    usual = kernels.plan
+    walk = Walk(32, 1, ahead)
+    monkeypatch.setattr(
+        kernels, "plan", lambda *shape: usual(*shape)._replace(size=16, split=0, states=walk, outputs=walk)
+    )
+    assert_backend_agrees(scan, make(1, 37, 2, 3), "triton", torch.float32)
