@@ -131,8 +131,8 @@ def test_gradients_are_the_same_every_time() -> None:
 def test_what_the_kernels_do_not_take_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no float64"):
         scan(**make(1, 2, 2, 2, dtype=torch.float64), backend="triton")
-    with pytest.raises(ValueError, match="at most 64 states"):
-        scan(**make(1, 2, 2, 65), backend="triton")
+    with pytest.raises(ValueError, match="at most 256 states"):
+        scan(**make(1, 2, 2, 257), backend="triton")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -150,3 +150,71 @@ def test_one_step_takes_tensors_in_the_dtypes_and_strides_that_they_have(dtype: 
     assert torch.equal(h, kept)
     torch.testing.assert_close(y.double(), expected, atol=0.03 if dtype == torch.bfloat16 else 1e-5, rtol=0.03)
     torch.testing.assert_close(after.double(), expected_after, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def few_states_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What more than 64 states are, 9 are here: more than one call of the kernels takes."""
+    import importlib
+
+    operation = importlib.import_module("mambakit.ops.selective_scan")
+    monkeypatch.setattr(operation, "TRITON_STATES_TOGETHER", 8)
+
+
+@pytest.mark.usefixtures("few_states_together")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_in_parts_agree(dtype: torch.dtype) -> None:
+    assert_backend_agrees(scan, make(2, 5, 4, 19, groups=2, dtype=dtype), "triton", dtype)
+
+
+@pytest.mark.usefixtures("few_states_together")
+def test_bare_states_in_parts_agree() -> None:
+    assert_backend_agrees(scan, make(1, 3, 2, 9, optional=False), "triton", torch.float32)
+
+
+@pytest.mark.usefixtures("few_states_together")
+def test_packed_states_in_parts_agree() -> None:
+    tensors = make(1, 5, 2, 9, sequences=3)
+    assert_backend_agrees(scan, {**tensors, "cu_seqlens": torch.tensor([0, 2, 2, 5])}, "triton", torch.float32)
+
+
+@pytest.mark.usefixtures("few_states_together")
+def test_states_in_parts_agree_for_many_models_at_once() -> None:
+    models = [make(1, 3, 2, 9) for _ in range(2)]
+    stacked = {name: torch.stack([model[name] for model in models]) for name in models[0]}
+    y, h = torch.vmap(lambda t: scan(**t, backend="triton"))(stacked)
+    for i, model in enumerate(models):
+        expected_y, expected_h = scan(**model, backend="reference")
+        assert error(y[i], expected_y) < 1e-5
+        assert error(h[i], expected_h) < 1e-5
+
+
+def test_a_hundred_states_agree() -> None:
+    assert_backend_agrees(scan, make(1, 2, 2, 100), "triton", torch.float32)
+
+
+@pytest.mark.parametrize("length", [9, 24, 35])
+def test_rounds_of_steps_under_way_end_where_the_sequence_does(lanes_that_share: int, length: int) -> None:
+    assert_backend_agrees(scan, make(1, length, 2, lanes_that_share), "triton", torch.float32)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_states_are_kept_whatever_the_rounds_under_way(monkeypatch: pytest.MonkeyPatch, depth: int) -> None:
+    from mambakit.ops.triton import selective_scan as kernels
+
+    usual = kernels.plan
+    monkeypatch.setattr(kernels, "plan", lambda *shape: usual(*shape)._replace(split=4, depth=depth))
+    assert_backend_agrees(scan, make(1, 29, 2, 8), "triton", torch.float32)
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 16])
+def test_states_are_kept_whatever_the_steps_under_way(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    from mambakit.ops.triton import selective_scan as kernels
+    from mambakit.ops.triton.selective_scan_launches import Walk
+
+    usual = kernels.plan
+    walk = Walk(32, 1, ahead)
+    monkeypatch.setattr(
+        kernels, "plan", lambda *shape: usual(*shape)._replace(size=16, split=0, states=walk, outputs=walk)
+    )
+    assert_backend_agrees(scan, make(1, 37, 2, 3), "triton", torch.float32)

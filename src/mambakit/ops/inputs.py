@@ -6,7 +6,8 @@ from torch import Tensor
 
 CHUNK = 32  # steps between kept states: a chunk's states fit the second-level cache, the kept ones cost state/32 rows
 TRITON_INTERVAL = 8  # the same of the GPU's kernels, which hold that many steps of a state in registers
-TRITON_MOST_STATES = 64  # each is an accumulator: more would leave the registers
+TRITON_MOST_STATES = 256
+TRITON_STATES_TOGETHER = 64  # of one call of its kernels: each is an accumulator, and more would leave the registers
 
 
 class ScanInputs(NamedTuple):

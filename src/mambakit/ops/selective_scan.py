@@ -12,11 +12,18 @@ every `CHUNK`-th step: memory is linear in the length, and no (batch, length, di
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.ops import dispatch, operator, triton
 from mambakit.ops.cpu import selective_scan as cpu
-from mambakit.ops.inputs import CHUNK, TRITON_INTERVAL, TRITON_MOST_STATES, ScanInputs
+from mambakit.ops.inputs import (
+    CHUNK,
+    TRITON_INTERVAL,
+    TRITON_MOST_STATES,
+    TRITON_STATES_TOGETHER,
+    ScanInputs,
+)
 from mambakit.ops.packing import check_packing, sequence_count
 from mambakit.ops.portable import selective_scan as portable
 from mambakit.ops.reference.selective_scan import selective_scan as reference
@@ -113,7 +120,33 @@ def selective_scan_step(
 def _evaluated(inputs: ScanInputs, backend: str) -> tuple[Tensor, Tensor]:
     if backend != "triton" or not operator.nobody_looks_on(inputs):
         inputs = _with_groups(inputs)
-    return reference(inputs) if backend == "reference" else _run(inputs, backend)
+    if backend == "reference":
+        return reference(inputs)
+    if backend == "triton" and inputs.A.shape[1] > TRITON_STATES_TOGETHER:
+        return _in_parts(inputs, TRITON_STATES_TOGETHER)
+    return _run(inputs, backend)
+
+
+def _in_parts(inputs: ScanInputs, most: int) -> tuple[Tensor, Tensor]:
+    """The scan as the sum of scans over at most `most` states each, on the GPU: no state knows of another."""
+    u, _, A, B, C, D, z, _, initial_state, _, _ = inputs
+    parts = -(-A.shape[1] // most)
+    size = min(-(-A.shape[1] // (8 * parts)) * 8, most)  # a multiple of what the kernels load at a time
+    pieces = [t.split(size, dim=-1) for t in (A, B, C)]
+    initial_states = [None] * parts if initial_state is None else initial_state.split(size, dim=-1)
+    bare = inputs._replace(D=None, z=None)
+    results = [
+        _run(bare._replace(A=a, B=b, C=c, initial_state=h), "triton")
+        for a, b, c, h in zip(*pieces, initial_states, strict=True)
+    ]
+    y = results[0][0].to(A.dtype)
+    for further, _ in results[1:]:
+        y = y + further
+    if D is not None:
+        y = y + D * u
+    if z is not None:
+        y = y * F.silu(z.to(A.dtype))
+    return y.to(u.dtype), torch.cat([final_state for _, final_state in results], dim=-1)
 
 
 def _check(inputs: ScanInputs, rows: str) -> None:

@@ -1,7 +1,7 @@
 """The selective scan on the GPU: how its kernels fit together.
 
-Forward, where there are many channels, `split_outputs`: lanes share their states, and no sequence is cut up. Where
-there are few, parallel over segments of the length:
+Forward, where there are many channels or few steps, `split_outputs`: lanes share the states of a channel, and no
+sequence is cut up. Elsewhere, parallel over segments of the length:
 
     segment_states    the state each segment ends in from a state of zero, and the sum of its dt
     carry             from segment to segment: h = exp(A sum dt) h + that state
@@ -22,7 +22,9 @@ more from those kept and both directions of a block share its decays; the floor 
 writes of F elements: 2 in `segment_states`, 4 in what gives y, 3 and 7 backward, where the floor is 4 and 7; the states
 kept for the backward are state / INTERVAL of float32 on top, dB and dC before their sum 2 state / BLOCK. No sum over
 states crosses lanes but those that share a channel; those over channels take one exchange between lanes for two values
-(`fold`). Loads are started one round of steps ahead.
+(`fold`). An exponential takes a scheduler eight cycles and the rest of a step of a state five or so, which makes them
+what the forward waits for, once loads are started long enough before: those of activations several steps, B and C, that
+the second-level cache holds, one.
 
 INTERVAL is 8: blocks of 16 steps keep half as many states, but fill the registers, and ran 20% slower.
 """
@@ -43,6 +45,7 @@ ABSENT_GRADIENTS = True  # what `backward` takes in place of zeros: `mambakit.op
 _LANES = 32
 _CHANNEL_SEGMENTS = 32768
 _MANY_CHANNELS = 8192  # enough for four lanes each to fill the chip
+_SHORT = 1024  # steps that few channels take one after another in less time than three launches
 
 
 @functools.lru_cache(maxsize=1024)
@@ -57,14 +60,18 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
     size = min(max(power_of_two(filling + 1) // 2, 16), 128 if length <= 8192 else 256)
     if length <= 128 and sequences * dim >= 8192:
         size = 128  # one segment: no state is carried
-    many = sequences * dim >= _MANY_CHANNELS and length > size and state % 4 == 0 and state <= 16
+    whole = length > size and state <= 16
+    many = whole and sequences * dim >= _MANY_CHANNELS and state % 4 == 0
+    short = whole and length <= _SHORT and state == 16
     block = 64 if state <= 16 else 32
-    walk = Walk(block, 1, 2)
+    walk = Walk(block, 1, 4 if state <= 16 else 2 if state <= 32 else 1)
     return Plan(
         size,
         states=walk,
         outputs=walk,
-        split=4 if many else 0,
+        split=4 if many else 16 if short else 0,
+        depth=4 if many else 2,
+        near=1,
         backward_size=size,
         gradients_before=walk._replace(unroll=4),
         gradients=Walk(2 * _LANES, 1, 1, None) if state <= 16 else Walk(_LANES, 1, 1, None),

@@ -1,8 +1,8 @@
 """The forward kernels of the selective scan; `mambakit.ops.triton.selective_scan` says how they fit together.
 
 A program is BLOCK channels times one segment of the length, and each state of a channel is an accumulator of its own,
-so that no sum over states crosses lanes. All activations are read with clamped indices, never out of bounds; a step
-past the end of its segment has dt = 0, which changes no state.
+so that no sum over states crosses lanes. The activations of AHEAD steps and B and C of NEAR steps are under way at any
+time; what does not fill AHEAD steps at the end of a segment is read as it is needed, and nothing out of bounds ever.
 """
 
 import triton
@@ -15,6 +15,7 @@ from mambakit.ops.triton.selective_scan_steps import (
     columns,
     decay_rates,
     numbers,
+    row,
     rows,
     sigmoid,
     step_size,
@@ -29,8 +30,9 @@ _RUN_TIME_SIZES = ["length", "size", "each", "blocks", "u_batch", "delta_batch",
 def segment_states(
     u, delta, A, B, delta_bias, states, table, length, dim, share, size, each, blocks,
     u_batch, u_row, delta_batch, delta_row,
-    N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr, UNROLL: tl.constexpr,
-    PACKS: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr,
+    N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr, ROWS: tl.constexpr,
+    AHEAD: tl.constexpr, NEAR: tl.constexpr, PACKS: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """The state that a segment, from a state of zero, ends in, and the sum of its dt: `states` (segments, N + 1, dim).
     The last segment of a sequence is left out, for nothing follows it."""
@@ -46,23 +48,31 @@ def segment_states(
         u_at = u + aligned(batch * u_batch, FULL) + start * u_row + channel
         delta_at = delta + aligned(batch * delta_batch, FULL) + start * delta_row + channel
         B_at = B + ((batch * length + start) * GROUPS + group) * N
-        next_delta = columns(delta_at, delta_row, 0, count - 1, UNROLL, 1)
-        next_u = columns(u_at, u_row, 0, count - 1, UNROLL, 1)
-        next_B = rows(B_at, GROUPS * N, 0, count - 1, N, PACKS, UNROLL, 1)
-        for first in range(0, count, UNROLL):
-            now_delta, now_u, now_B = next_delta, next_u, next_B
-            next_delta = columns(delta_at, delta_row, first + UNROLL, count - 1, UNROLL, 1)
-            next_u = columns(u_at, u_row, first + UNROLL, count - 1, UNROLL, 1)
-            next_B = rows(B_at, GROUPS * N, first + UNROLL, count - 1, N, PACKS, UNROLL, 1)
-            for i in tl.static_range(UNROLL):
-                dt = tl.where(first + i < count, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
-                dtu = dt * now_u[i].to(tl.float32)
-                b = numbers(now_B, i * (N // PACKS), N, PACKS, B.dtype.element_ty)
+        u_step, delta_step = ROWS[0] if ROWS is not None else u_row, ROWS[1] if ROWS is not None else delta_row
+        deltas = columns(delta_at, delta_row, 0, count - 1, AHEAD, 1)
+        us = columns(u_at, u_row, 0, count - 1, AHEAD, 1)
+        rows_B = rows(B_at, GROUPS * N, 0, count - 1, N, PACKS, NEAR, 1)
+        full = count // AHEAD * AHEAD
+        for block in range(0, full, AHEAD):
+            following = tl.minimum(block + AHEAD, full - AHEAD).to(tl.int64)
+            next_delta, next_u = delta_at + following * delta_step, u_at + following * u_step
+            now_B, next_B = B_at + tl.cast(block, tl.int64) * (GROUPS * N), B_at + following * (GROUPS * N)
+            for i in tl.static_range(AHEAD):  # what is used up makes room, so that nothing under way is ever moved
+                dt = step_size(deltas[0], bias, SOFTPLUS)
+                dtu = dt * us[0].to(tl.float32)
+                b = numbers(rows_B, 0, N, PACKS, B.dtype.element_ty)
+                deltas = deltas[1:] + (tl.load(next_delta + i * delta_step),)
+                us = us[1:] + (tl.load(next_u + i * u_step),)
+                near_B = _near(now_B, next_B, i + NEAR, AHEAD, GROUPS * N)
+                rows_B = rows_B[N // PACKS :] + row(near_B, N, PACKS)
                 total += dt
-                after = ()
-                for n in tl.static_range(N):
-                    after = after + (tl.exp2(dt * rates[n]) * h[n] + dtu * b[n],)
-                h = after
+                h = _next_states(h, rates, dt, dtu, b, N)
+        for t in range(full, count if AHEAD > 1 else full):
+            dt = step_size(tl.load(delta_at + tl.cast(t, tl.int64) * delta_step), bias, SOFTPLUS)
+            dtu = dt * tl.load(u_at + tl.cast(t, tl.int64) * u_step).to(tl.float32)
+            last_B = row(B_at + tl.cast(t, tl.int64) * (GROUPS * N), N, PACKS)
+            total += dt
+            h = _next_states(h, rates, dt, dtu, numbers(last_B, 0, N, PACKS, B.dtype.element_ty), N)
         at = states + segment.to(tl.int64) * (N + 1) * dim + channel
         for n in tl.static_range(N):
             tl.store(at + n * dim, h[n], mask=present)
@@ -126,9 +136,10 @@ def _of_segments(at, total_at, step, first, last, present, UNROLL: tl.constexpr)
 def outputs(
     u, delta, A, B, C, D, z, delta_bias, states, initial, y, final, kept, table, length, dim, share, size, each, blocks,
     u_batch, u_row, delta_batch, delta_row, z_batch, z_row,
-    N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr, UNROLL: tl.constexpr,
-    PACKS: tl.constexpr, INTERVAL: tl.constexpr, KEEP: tl.constexpr, WHOLE: tl.constexpr, INITIAL: tl.constexpr,
-    SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, SKIP: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr,
+    N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr, ROWS: tl.constexpr,
+    AHEAD: tl.constexpr, NEAR: tl.constexpr, PACKS: tl.constexpr, INTERVAL: tl.constexpr, KEEP: tl.constexpr,
+    WHOLE: tl.constexpr, INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, SKIP: tl.constexpr,
+    GATE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """y of a segment from the state in `states` (segments, N + 1, dim) that it starts in, or, where a segment is the
     WHOLE sequence, the initial one; with KEEP, the state before every INTERVAL-th step of the sequence: `kept` (slots,
@@ -157,47 +168,86 @@ def outputs(
         y_at = y + row_0 * dim + channel
         B_at = B + (row_0 * GROUPS + group) * N
         C_at = C + (row_0 * GROUPS + group) * N
-        next_delta = columns(delta_at, delta_row, 0, count - 1, UNROLL, 1)
-        next_u = columns(u_at, u_row, 0, count - 1, UNROLL, 1)
-        next_z = ()
-        if GATE:
-            next_z = columns(z_at, z_row, 0, count - 1, UNROLL, 1)
-        next_B = rows(B_at, GROUPS * N, 0, count - 1, N, PACKS, UNROLL, 1)
-        next_C = rows(C_at, GROUPS * N, 0, count - 1, N, PACKS, UNROLL, 1)
-        for block in range(0, count, INTERVAL):
+        u_step, delta_step = ROWS[0] if ROWS is not None else u_row, ROWS[1] if ROWS is not None else delta_row
+        z_step, y_step = ROWS[2] if ROWS is not None else z_row, ROWS[3] if ROWS is not None else dim
+        deltas = columns(delta_at, delta_row, 0, count - 1, AHEAD, 1)
+        us = columns(u_at, u_row, 0, count - 1, AHEAD, 1)
+        zs = columns(z_at, z_row, 0, count - 1, AHEAD, 1) if GATE else us
+        rows_B = rows(B_at, GROUPS * N, 0, count - 1, N, PACKS, NEAR, 1)
+        rows_C = rows(C_at, GROUPS * N, 0, count - 1, N, PACKS, NEAR, 1)
+        full = count // AHEAD * AHEAD
+        for block in range(0, full, AHEAD):
+            here = tl.cast(block, tl.int64)
+            following = tl.minimum(block + AHEAD, full - AHEAD).to(tl.int64)
+            next_delta, next_u = delta_at + following * delta_step, u_at + following * u_step
+            next_z = z_at + following * z_step if GATE else next_u
+            y_now = y_at + here * y_step
+            now_B, next_B = B_at + here * (GROUPS * N), B_at + following * (GROUPS * N)
+            now_C, next_C = C_at + here * (GROUPS * N), C_at + following * (GROUPS * N)
+            for i in tl.static_range(AHEAD):  # what is used up makes room, so that nothing under way is ever moved
+                if KEEP and i % min(INTERVAL, AHEAD & -AHEAD) == 0:
+                    if (block + i) % INTERVAL == 0:
+                        _keep(kept, h, (row_0 + block + i) // INTERVAL + sequence, channel, y_step, present, N)
+                dt = step_size(deltas[0], bias, SOFTPLUS)
+                x, gate = us[0].to(tl.float32), zs[0].to(tl.float32)
+                b = numbers(rows_B, 0, N, PACKS, B.dtype.element_ty)
+                c = numbers(rows_C, 0, N, PACKS, C.dtype.element_ty)
+                deltas = deltas[1:] + (tl.load(next_delta + i * delta_step),)
+                us = us[1:] + (tl.load(next_u + i * u_step),)
+                zs = zs[1:] + (tl.load(next_z + i * z_step),) if GATE else us
+                near_B = _near(now_B, next_B, i + NEAR, AHEAD, GROUPS * N)
+                near_C = _near(now_C, next_C, i + NEAR, AHEAD, GROUPS * N)
+                rows_B = rows_B[N // PACKS :] + row(near_B, N, PACKS)
+                rows_C = rows_C[N // PACKS :] + row(near_C, N, PACKS)
+                h = _next_states(h, rates, dt, dt * x, b, N)
+                out = _output(h, c, skip, x, gate, N, GATE)
+                tl.store(y_now + i * y_step, out.to(y.dtype.element_ty), mask=present)
+        for t in range(full, count if AHEAD > 1 else full):
             if KEEP:
-                slot = (row_0 + block) // INTERVAL + sequence
-                for n in tl.static_range(N):
-                    tl.store(kept + (slot * N + n) * dim + channel, h[n], mask=present)
-            for first in range(block, tl.minimum(block + INTERVAL, count), UNROLL):
-                now_delta, now_u, now_z, now_B, now_C = next_delta, next_u, next_z, next_B, next_C
-                next_delta = columns(delta_at, delta_row, first + UNROLL, count - 1, UNROLL, 1)
-                next_u = columns(u_at, u_row, first + UNROLL, count - 1, UNROLL, 1)
-                if GATE:
-                    next_z = columns(z_at, z_row, first + UNROLL, count - 1, UNROLL, 1)
-                next_B = rows(B_at, GROUPS * N, first + UNROLL, count - 1, N, PACKS, UNROLL, 1)
-                next_C = rows(C_at, GROUPS * N, first + UNROLL, count - 1, N, PACKS, UNROLL, 1)
-                for i in tl.static_range(UNROLL):
-                    dt = tl.where(first + i < count, step_size(now_delta[i], bias, SOFTPLUS), 0.0)
-                    x = now_u[i].to(tl.float32)
-                    dtu = dt * x
-                    b = numbers(now_B, i * (N // PACKS), N, PACKS, B.dtype.element_ty)
-                    c = numbers(now_C, i * (N // PACKS), N, PACKS, C.dtype.element_ty)
-                    out = skip * x
-                    after = ()
-                    for n in tl.static_range(N):
-                        h_n = tl.exp2(dt * rates[n]) * h[n] + dtu * b[n]
-                        out += h_n * c[n]
-                        after = after + (h_n,)
-                    h = after
-                    if GATE:
-                        gate = now_z[i].to(tl.float32)
-                        out *= gate * sigmoid(gate)
-                    t = tl.minimum(first + i, count - 1).to(tl.int64)
-                    tl.store(y_at + t * dim, out.to(y.dtype.element_ty), mask=present & (first + i < count))
+                if t % INTERVAL == 0:
+                    _keep(kept, h, (row_0 + t) // INTERVAL + sequence, channel, y_step, present, N)
+            here = tl.cast(t, tl.int64)
+            dt = step_size(tl.load(delta_at + here * delta_step), bias, SOFTPLUS)
+            x = tl.load(u_at + here * u_step).to(tl.float32)
+            gate = tl.load(z_at + here * z_step).to(tl.float32) if GATE else x
+            last_B, last_C = row(B_at + here * (GROUPS * N), N, PACKS), row(C_at + here * (GROUPS * N), N, PACKS)
+            h = _next_states(h, rates, dt, dt * x, numbers(last_B, 0, N, PACKS, B.dtype.element_ty), N)
+            out = _output(h, numbers(last_C, 0, N, PACKS, C.dtype.element_ty), skip, x, gate, N, GATE)
+            tl.store(y_at + here * y_step, out.to(y.dtype.element_ty), mask=present)
         if end == last:
             for n in tl.static_range(N):
                 tl.store(final + (sequence * dim + channel) * N + n, h[n], mask=present)
+
+
+@triton.jit
+def _near(now, following, STEP: tl.constexpr, AHEAD: tl.constexpr, ROW: tl.constexpr):
+    """Where the row of a STEP lies, counted from the first of the AHEAD steps that begin at `now`, after those from
+    `following` on."""
+    return now + STEP * ROW if STEP < AHEAD else following + (STEP - AHEAD) * ROW
+
+
+@triton.jit
+def _next_states(h, rates, dt, dtu, b, N: tl.constexpr):
+    after = ()
+    for n in tl.static_range(N):
+        after = after + (tl.exp2(dt * rates[n]) * h[n] + dtu * b[n],)
+    return after
+
+
+@triton.jit
+def _output(h, c, skip, x, gate, N: tl.constexpr, GATE: tl.constexpr):
+    out = skip * x
+    for n in tl.static_range(N):
+        out += h[n] * c[n]
+    if GATE:
+        out *= gate * sigmoid(gate)
+    return out
+
+
+@triton.jit
+def _keep(kept, h, slot, channel, dim, present, N: tl.constexpr):
+    for n in tl.static_range(N):
+        tl.store(kept + slot * N * dim + channel + n * dim, h[n], mask=present)
 
 
 @triton.jit

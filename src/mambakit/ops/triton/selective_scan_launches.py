@@ -29,7 +29,7 @@ class Walk(NamedTuple):
 
     block: int  # channels of a program
     warps: int
-    unroll: int  # steps whose loads are under way together; of `gradients`, states
+    unroll: int  # steps whose activations are under way together; of `gradients`, states
     registers: int | None = None  # at most, of a thread
 
 
@@ -40,6 +40,8 @@ class Plan(NamedTuple):
     states: Walk
     outputs: Walk
     split: int  # lanes that share the states of a channel where no sequence is cut up; 0: they are cut up
+    depth: int  # rounds of so many steps whose activations are under way there
+    near: int  # steps, or such rounds, whose B and C are under way
     backward_size: int
     gradients_before: Walk
     gradients: Walk
@@ -150,28 +152,37 @@ class ForwardLaunches(_Launches):
         u, delta, z = layout.strides[:2], layout.strides[2:4], layout.strides[4:6]
         walk = plan.states
         blocks = self.blocks(walk)
+        ahead = {"AHEAD": walk.unroll, "NEAR": plan.near, "ROWS": self.rows(walk.block)}
         self.segment_states = kernels_forward.segment_states.bind(
             (self.segments * blocks,), *self.numbers(walk), blocks, *u, *delta,
-            **self.constants(walk), UNROLL=walk.unroll, PACKS=layout.packs,
+            **self.constants(walk), **ahead, PACKS=layout.packs,
         )  # fmt: skip
         self.carry_states = self.carry(layout.initial, passed=True, reverse=False)
         self.split = plan.split > 0 and not layout.packed
         if self.split:
-            self.split_outputs = self.all_at_once(plan.split)
+            self.split_outputs = self.all_at_once(plan)
         walk = plan.outputs
         blocks = self.blocks(walk)
+        ahead = {"AHEAD": walk.unroll, "NEAR": plan.near, "ROWS": self.rows(walk.block)}
         self.outputs = kernels_forward.outputs.bind(
             (self.segments * blocks,), *self.numbers(walk), blocks, *u, *delta, *z,
-            **self.constants(walk), UNROLL=walk.unroll, PACKS=layout.packs, INTERVAL=INTERVAL, KEEP=layout.keep,
+            **self.constants(walk), **ahead, PACKS=layout.packs, INTERVAL=INTERVAL, KEEP=layout.keep,
             WHOLE=self.whole, INITIAL=layout.initial, SKIP=layout.skip, GATE=layout.gate,
         )  # fmt: skip
 
-    def all_at_once(self, split: int) -> Callable[..., None]:
-        layout = self.layout
+    def rows(self, block: int) -> tuple[int, ...] | None:
+        """From a step to the next of u, delta, z and y, for the compiler to know where channels come in whole blocks:
+        loads then reach a row from another without arithmetic."""
+        whole = self.aligned and self.share % block == 0
+        return (*self.layout.strides[1:6:2], self.layout.dim) if whole else None
+
+    def all_at_once(self, plan: Plan) -> Callable[..., None]:
+        layout, split = self.layout, plan.split
         blocks = layout.groups * ceil_div(self.share, _LANES // split)
         return kernels_split.split_outputs.bind(
             (layout.batch * blocks,), layout.length, layout.dim, self.share, blocks, *layout.strides[:6],
-            N=layout.state, GROUPS=layout.groups, SPLIT=split, FULL=self.aligned,
+            N=layout.state, GROUPS=layout.groups, SPLIT=split, ROWS=self.rows(_LANES // split),
+            DEPTH=plan.depth, NEAR=plan.near, FULL=self.aligned,
             PACKS=layout.packs if (layout.state // split) % layout.packs == 0 else 1, INTERVAL=INTERVAL,
             KEEP=layout.keep, INITIAL=layout.initial, SOFTPLUS=layout.softplus, BIAS=layout.bias, SKIP=layout.skip,
             GATE=layout.gate, num_warps=1,

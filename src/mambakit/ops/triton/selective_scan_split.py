@@ -21,12 +21,13 @@ _RUN_TIME_SIZES = ["length", "blocks", "u_batch", "delta_batch", "z_batch"]
 def split_outputs(
     u, delta, A, B, C, D, z, delta_bias, initial, y, final, kept, length, dim, share, blocks,
     u_batch, u_row, delta_batch, delta_row, z_batch, z_row,
-    N: tl.constexpr, GROUPS: tl.constexpr, SPLIT: tl.constexpr, FULL: tl.constexpr, PACKS: tl.constexpr,
-    INTERVAL: tl.constexpr, KEEP: tl.constexpr, INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr,
-    SKIP: tl.constexpr, GATE: tl.constexpr,
+    N: tl.constexpr, GROUPS: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    NEAR: tl.constexpr, FULL: tl.constexpr, PACKS: tl.constexpr, INTERVAL: tl.constexpr, KEEP: tl.constexpr,
+    INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, SKIP: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """What `outputs` does where a segment is a whole sequence of a batch. A program is LANES / SPLIT channels of one
-    group; SPLIT divides N."""
+    group; SPLIT divides N. Activations are loaded DEPTH rounds of SPLIT steps before their use, which the latency of
+    memory takes, B and C, which other programs have brought near, NEAR rounds."""
     PER: tl.constexpr = N // SPLIT  # states of a lane
     TOGETHER: tl.constexpr = LANES // SPLIT
     batch = (tl.program_id(0) // blocks).to(tl.int64)
@@ -48,72 +49,77 @@ def split_outputs(
             h = h + (tl.load(initial + (batch * dim + channel) * N + own + k),)
         else:
             h = h + (tl.zeros([LANES], tl.float32),)
+    u_step, delta_step = ROWS[0] if ROWS is not None else u_row, ROWS[1] if ROWS is not None else delta_row
+    z_step, y_step = ROWS[2] if ROWS is not None else z_row, ROWS[3] if ROWS is not None else dim
+    BC_STEP: tl.constexpr = GROUPS * N
     u_at = u + aligned(batch * u_batch, FULL) + channel
     delta_at = delta + aligned(batch * delta_batch, FULL) + channel
-    if GATE:
-        z_at = z + aligned(batch * z_batch, FULL) + channel
+    z_at = z + aligned(batch * z_batch, FULL) + channel if GATE else u_at
     y_at = y + batch * length * dim + channel
     B_at = B + (batch * length * GROUPS + group) * N + own
     C_at = C + (batch * length * GROUPS + group) * N + own
-    kept_at = kept + own * dim + channel
-    full = length // SPLIT * SPLIT
-    mine = tl.minimum(turn, length - 1).to(tl.int64)
-    next_delta, next_u = tl.load(delta_at + mine * delta_row), tl.load(u_at + mine * u_row)
-    next_z = next_u
-    if GATE:
-        next_z = tl.load(z_at + mine * z_row)
-    next_B = _clamped_rows(B_at, 0, length - 1, GROUPS * N, PER, PACKS, SPLIT)
-    next_C = _clamped_rows(C_at, 0, length - 1, GROUPS * N, PER, PACKS, SPLIT)
-    for first in range(0, full, SPLIT):
-        now_delta, now_u, now_z, now_B, now_C = next_delta, next_u, next_z, next_B, next_C
-        following = tl.minimum(first + SPLIT, full - SPLIT).to(tl.int64)
-        mine = following + turn
-        next_delta, next_u = tl.load(delta_at + mine * delta_row), tl.load(u_at + mine * u_row)
-        if GATE:
-            next_z = tl.load(z_at + mine * z_row)
-        next_B = _rows(B_at + following * (GROUPS * N), GROUPS * N, PER, PACKS, SPLIT)
-        next_C = _rows(C_at + following * (GROUPS * N), GROUPS * N, PER, PACKS, SPLIT)
-        dt = step_size(now_delta, bias, SOFTPLUS)
+    kept_at = kept + own * y_step + channel
+    ROUNDS: tl.constexpr = DEPTH * SPLIT  # steps that the loads under way are for
+    whole = length // ROUNDS * ROUNDS
+    deltas = _first_columns(delta_at, delta_step, turn, length - 1, DEPTH, SPLIT)
+    us = _first_columns(u_at, u_step, turn, length - 1, DEPTH, SPLIT)
+    zs = _first_columns(z_at, z_step, turn, length - 1, DEPTH, SPLIT) if GATE else us
+    rows_B = _first_rows(B_at, length - 1, BC_STEP, PER, PACKS, SPLIT, NEAR)
+    rows_C = _first_rows(C_at, length - 1, BC_STEP, PER, PACKS, SPLIT, NEAR)
+    for start in range(0, whole, ROUNDS):
+        here, following = tl.cast(start, tl.int64), tl.minimum(start + ROUNDS, whole - ROUNDS).to(tl.int64)
+        next_delta, next_u = delta_at + (following + turn) * delta_step, u_at + (following + turn) * u_step
+        next_z = z_at + (following + turn) * z_step if GATE else next_u
+        y_now = y_at + (here + turn) * y_step
+        for j in tl.static_range(DEPTH):  # what is used up makes room, so that nothing under way is ever moved
+            now_delta, now_u, now_z, now_B, now_C = deltas[0], us[0], zs[0], rows_B[0], rows_C[0]
+            deltas = deltas[1:] + (tl.load(next_delta + j * SPLIT * delta_step),)
+            us = us[1:] + (tl.load(next_u + j * SPLIT * u_step),)
+            zs = zs[1:] + (tl.load(next_z + j * SPLIT * z_step),) if GATE else us
+            near = (here if j + NEAR < DEPTH else following) * BC_STEP + (j + NEAR) % DEPTH * SPLIT * BC_STEP
+            rows_B = rows_B[1:] + (_rows(B_at + near, BC_STEP, PER, PACKS, SPLIT),)
+            rows_C = rows_C[1:] + (_rows(C_at + near, BC_STEP, PER, PACKS, SPLIT),)
+            dt = step_size(now_delta, bias, SOFTPLUS)
+            h, out = _steps(
+                h, rates, dt, now_u, now_z, now_B, now_C, skip, kept_at, batch, start + j * SPLIT, j * SPLIT, length,
+                y_step, lane, present, N, SPLIT, PACKS, INTERVAL, ROUNDS, KEEP, GATE, B.dtype.element_ty,
+            )  # fmt: skip
+            tl.store(y_now + j * SPLIT * y_step, out.to(y.dtype.element_ty), mask=present)
+    for first in range(whole, length, SPLIT):
+        there = first + turn < length
+        mine = tl.minimum(first + turn, length - 1).to(tl.int64)
+        dt = tl.where(there, step_size(tl.load(delta_at + mine * delta_step), bias, SOFTPLUS), 0.0)
+        last_u = tl.load(u_at + mine * u_step)
+        last_z = tl.load(z_at + mine * z_step) if GATE else last_u
+        last_B = _clamped_rows(B_at, first, length - 1, BC_STEP, PER, PACKS, SPLIT)
+        last_C = _clamped_rows(C_at, first, length - 1, BC_STEP, PER, PACKS, SPLIT)
         h, out = _steps(
-            h, rates, dt, now_u, now_z, now_B, now_C, skip, kept_at, batch, first, length, dim, lane, present,
-            N, SPLIT, PACKS, INTERVAL, KEEP, GATE, B.dtype.element_ty,
+            h, rates, dt, last_u, last_z, last_B, last_C, skip, kept_at, batch, first, 0, length,
+            y_step, lane, present, N, SPLIT, PACKS, INTERVAL, SPLIT, KEEP, GATE, B.dtype.element_ty,
         )  # fmt: skip
-        tl.store(y_at + (first + turn).to(tl.int64) * dim, out.to(y.dtype.element_ty), mask=present)
-    if full < length:
-        there = full + turn < length
-        mine = tl.minimum(full + turn, length - 1).to(tl.int64)
-        dt = tl.where(there, step_size(tl.load(delta_at + mine * delta_row), bias, SOFTPLUS), 0.0)
-        last_z = next_z
-        if GATE:
-            last_z = tl.load(z_at + mine * z_row)
-        last_B = _clamped_rows(B_at, full, length - 1, GROUPS * N, PER, PACKS, SPLIT)
-        last_C = _clamped_rows(C_at, full, length - 1, GROUPS * N, PER, PACKS, SPLIT)
-        h, out = _steps(
-            h, rates, dt, tl.load(u_at + mine * u_row), last_z, last_B, last_C, skip, kept_at, batch, full, length,
-            dim, lane, present, N, SPLIT, PACKS, INTERVAL, KEEP, GATE, B.dtype.element_ty,
-        )  # fmt: skip
-        tl.store(y_at + mine * dim, out.to(y.dtype.element_ty), mask=present & there)
+        tl.store(y_at + mine * y_step, out.to(y.dtype.element_ty), mask=present & there)
     for k in tl.static_range(PER):
         tl.store(final + (batch * dim + channel) * N + own + k, h[k], mask=present)
 
 
 @triton.jit
 def _steps(
-    h, rates, dt, u, z, words_B, words_C, skip, kept_at, batch, first, length, dim, lane, present,
-    N: tl.constexpr, SPLIT: tl.constexpr, PACKS: tl.constexpr, INTERVAL: tl.constexpr, KEEP: tl.constexpr,
-    GATE: tl.constexpr, number_type: tl.constexpr,
+    h, rates, dt, u, z, words_B, words_C, skip, kept_at, batch, first, IN_ROUNDS: tl.constexpr, length,
+    dim, lane, present, N: tl.constexpr, SPLIT: tl.constexpr, PACKS: tl.constexpr, INTERVAL: tl.constexpr,
+    ROUNDS: tl.constexpr, KEEP: tl.constexpr, GATE: tl.constexpr, number_type: tl.constexpr,
 ):  # fmt: skip
-    """SPLIT steps from `first` on: the states after them, and y of the step whose turn the lane has."""
+    """SPLIT steps from `first` on: the states after them, and y of the step whose turn the lane has. They are the
+    IN_ROUNDS-th ones of ROUNDS, and `first` - IN_ROUNDS is a multiple of that."""
     PER: tl.constexpr = N // SPLIT
     x = u.to(tl.float32)
     dtu = dt * x
     sums = ()
     for i in tl.static_range(SPLIT):
-        if KEEP and i % INTERVAL == 0:
+        if KEEP and (IN_ROUNDS + i) % min(INTERVAL, ROUNDS & -ROUNDS) == 0:
             if (first + i) % INTERVAL == 0 and first + i < length:
                 slot = (batch * length + first + i) // INTERVAL + batch
                 for k in tl.static_range(PER):
-                    tl.store(kept_at + (slot * N + k) * dim, h[k], mask=present)
+                    tl.store(kept_at + slot * N * dim + k * dim, h[k], mask=present)
         dt_i, dtu_i = _of_turn(dt, lane, i, SPLIT), _of_turn(dtu, lane, i, SPLIT)
         b = numbers(words_B, i * (PER // PACKS), PER, PACKS, number_type)
         c = numbers(words_C, i * (PER // PACKS), PER, PACKS, number_type)
@@ -130,6 +136,26 @@ def _steps(
         gate = z.to(tl.float32)
         out *= gate * sigmoid(gate)
     return h, out
+
+
+@triton.jit
+def _first_columns(pointer, row_stride, turn, last, DEPTH: tl.constexpr, SPLIT: tl.constexpr):
+    """What the lanes whose turns these are read in the first DEPTH rounds."""
+    found = ()
+    for j in tl.static_range(DEPTH):
+        found = found + (tl.load(pointer + tl.minimum(j * SPLIT + turn, last).to(tl.int64) * row_stride),)
+    return found
+
+
+@triton.jit
+def _first_rows(
+    pointer, last, row_stride, PER: tl.constexpr, PACKS: tl.constexpr, SPLIT: tl.constexpr, NEAR: tl.constexpr
+):  # fmt: skip
+    """The rows of B or C in the first NEAR rounds, a tuple each."""
+    found = ()
+    for j in tl.static_range(NEAR):
+        found = found + (_clamped_rows(pointer, j * SPLIT, last, row_stride, PER, PACKS, SPLIT),)
+    return found
 
 
 @triton.jit
