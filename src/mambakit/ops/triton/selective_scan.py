@@ -42,6 +42,7 @@ ABSENT_GRADIENTS = True  # what `backward` takes in place of zeros: `mambakit.op
 
 _LANES = 32
 _CHANNEL_SEGMENTS = 32768
+_FEW_PROGRAMS = 2048
 _MANY_CHANNELS = 8192  # enough for four lanes each to fill the chip
 
 
@@ -50,7 +51,9 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
     """The configuration for a shape, from what was measured on an H200.
 
     Segments are as long as leaves enough programs to fill the chip; longer sequences take longer segments, for
-    carrying from one to the next is sequential. More than 16 states leave a thread room for one channel only.
+    carrying from one to the next is sequential. More than 16 states leave a thread room for one channel only, and so do
+    `gradients` of a grid that would fill the chip hardly twice: half as much to do in a program leaves less idle at its
+    end.
     """
     steps = max(sequences * length, 1)
     filling = steps * max(dim, 1) // _CHANNEL_SEGMENTS  # steps a segment, for as many pairs of channel and segment
@@ -60,6 +63,10 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
     many = sequences * dim >= _MANY_CHANNELS and length > size and state % 4 == 0 and state <= 16
     block = 64 if state <= 16 else 32
     walk = Walk(block, 1, 2)
+    programs = sequences * -(-length // size) * -(-dim // block)
+    gradients = Walk(block, 1, 2 if state % 2 == 0 else 1)
+    if programs < _FEW_PROGRAMS and gradients.unroll == 2:
+        gradients = Walk(_LANES, 1, 2, 168)
     return Plan(
         size,
         states=walk,
@@ -67,7 +74,7 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
         split=4 if many else 0,
         backward_size=size,
         gradients_before=walk._replace(unroll=4),
-        gradients=Walk(2 * _LANES, 1, 1, None) if state <= 16 else Walk(_LANES, 1, 1, None),
+        gradients=gradients,
     )
 
 
