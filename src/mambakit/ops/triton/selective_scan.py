@@ -22,7 +22,7 @@ more from those kept and both directions of a block share its decays; the floor 
 writes of F elements: 2 in `segment_states`, 4 in what gives y, 3 and 7 backward, where the floor is 4 and 7; the states
 kept for the backward are state / INTERVAL of float32 on top, dB and dC before their sum 2 state / BLOCK. No sum over
 states crosses lanes but those that share a channel; those over channels take one exchange between lanes for two values
-(`fold`). Loads are started one round of steps ahead.
+(`fold`). Loads are started one round of steps ahead, in `gradients` one state, and its rows fetched a block ahead.
 
 INTERVAL is 8: blocks of 16 steps keep half as many states, but fill the registers, and ran 20% slower.
 """

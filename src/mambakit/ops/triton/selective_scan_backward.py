@@ -144,8 +144,10 @@ def gradients(
     added up over the blocks. `sums` (segments, N + 2, dim), of dA, dD and dbias, are to be added up over the segments.
 
     What a state needs is loaded during the state before it. With FETCH (FULL alone), that and what a block begins with
-    are asked for a block ahead, and come from a cache. EVEN: no block reaches past the end. TOGETHER states, a divisor
-    of N, make a round of the loop: with two, hardly anything that was loaded is copied from register to register.
+    are asked for a block ahead and come from the second-level cache, and with 2 what states need from the first. EVEN:
+    no block reaches past the end. TOGETHER states, a divisor of N, make a round of the loop: with two, hardly anything
+    that was loaded is copied from register to register. What only the end of a block needs of delta is worked out
+    there, for registers are what runs out.
     """
     PAIR: tl.constexpr = BLOCK // LANES
     segment = tl.program_id(0) // blocks
@@ -203,7 +205,7 @@ def gradients(
                 _fetch(grad_first - STEPS * grad_row, grad_row, STEPS, BLOCK, 2)
                 if GATE:
                     _fetch(z_first - STEPS * z_row, z_row, STEPS, BLOCK, 2)
-        dt, dtu, dy, opening, slope = (), (), (), (), ()
+        dt, dtu, dy, opening = (), (), (), ()
         u_now, delta_now, grad_now = u_first + beside, delta_first + beside, grad_first + beside
         if GATE:
             z_now = z_first + beside
@@ -213,8 +215,6 @@ def gradients(
             raw = tl.load(delta_now, mask=present, other=0.0)
             delta_now += more * delta_row
             dt_i = tl.where(there, step_size(raw, bias, SOFTPLUS), 0.0)
-            if SOFTPLUS:
-                slope = slope + (sigmoid(raw.to(tl.float32) + bias),)
             dy_i = tl.where(there, tl.load(grad_now, mask=present, other=0.0).to(tl.float32), 0.0)
             grad_now += more * grad_row
             if GATE:
@@ -256,6 +256,7 @@ def gradients(
         # Backwards, for the compiler would keep the addresses of the way forwards in registers until now.
         final = tl.minimum(STEPS - 1, left)
         u_now = u_first + final * u_row + beside
+        delta_now = delta_first + final * delta_row + beside
         target = (row_0 + block + final) * dim + first_channel + beside
         du_now, ddelta_now = du + target, ddelta + target
         if GATE:
@@ -267,7 +268,8 @@ def gradients(
             u_now -= less * u_row
             ddt = through_A[i] * LN_2 + along_B[i] * x
             if SOFTPLUS:
-                ddt *= slope[i]
+                ddt *= sigmoid(tl.load(delta_now, mask=present, other=0.0).to(tl.float32) + bias)
+                delta_now -= less * delta_row
             ddt = tl.where(there, ddt, 0.0)
             tl.store(ddelta_now, ddt.to(ddelta.dtype.element_ty), mask=present & there)
             ddelta_now -= less * dim
@@ -335,19 +337,15 @@ def _of_state(rates_at, kept_at, carries_at, sums_at, rows_at, n, dim, beside, p
 
 @triton.jit
 def _fetch(pointer, row_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, LEVEL: tl.constexpr):
-    """Ask for ROWS rows of BLOCK numbers, to be in the second-level cache when they are loaded."""
+    """Ask for ROWS rows of BLOCK numbers, to be in the cache of that level when they are loaded."""
     SECTOR: tl.constexpr = 32 // (pointer.dtype.element_ty.primitive_bitwidth // 8)  # numbers that come together
     EACH: tl.constexpr = BLOCK // SECTOR
     PADDED: tl.constexpr = triton.next_power_of_2(ROWS) * EACH
+    ASKING: tl.constexpr = "prefetch.global.L1 [$1];" if LEVEL == 1 else "prefetch.global.L2 [$1];"
     place = tl.minimum(tl.arange(0, PADDED), ROWS * EACH - 1)
     at = pointer + (place // EACH) * row_stride + (place % EACH) * SECTOR
     tl.inline_asm_elementwise(
-        "prefetch.global.L1 [$1]; mov.b32 $0, 0;" if LEVEL == 1 else "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-        "=r,l",
-        [at.to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
+        ASKING + " mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
     )
 
 
