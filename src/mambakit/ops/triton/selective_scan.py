@@ -52,8 +52,8 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
 
     Segments are as long as leaves enough programs to fill the chip; longer sequences take longer segments, for
     carrying from one to the next is sequential. More than 16 states leave a thread room for one channel only, and so do
-    `gradients` of a grid that would fill the chip hardly twice: half as much to do in a program leaves less idle at its
-    end.
+    `gradients` of a grid that would fill the chip hardly twice, for half as much to do in a program leaves less idle at
+    its end, and of rows in which two channels can't be loaded as one.
     """
     steps = max(sequences * length, 1)
     filling = steps * max(dim, 1) // _CHANNEL_SEGMENTS  # steps a segment, for as many pairs of channel and segment
@@ -65,8 +65,8 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
     walk = Walk(block, 1, 2)
     programs = sequences * -(-length // size) * -(-dim // block)
     gradients = Walk(block, 1, 2 if state % 2 == 0 else 1)
-    if programs < _FEW_PROGRAMS and gradients.unroll == 2:
-        gradients = Walk(_LANES, 1, 2, 168)
+    if programs < _FEW_PROGRAMS or dim % 16 != 0:
+        gradients = Walk(_LANES, 1, gradients.unroll, 168)
     return Plan(
         size,
         states=walk,
