@@ -24,7 +24,7 @@ kept for the backward are state / INTERVAL of float32 on top, dB and dC before t
 states crosses lanes but those that share a channel; those over channels take one exchange between lanes for two values
 (`fold`). An exponential takes a scheduler eight cycles and the rest of a step of a state five or so, which makes them
 what the forward waits for, once loads are started long enough before: those of activations several steps, B and C, that
-the second-level cache holds, one.
+the second-level cache holds, one. `gradients` loads one round of states ahead, and has its rows fetched a block ahead.
 
 INTERVAL is 8: blocks of 16 steps keep half as many states, but fill the registers, and ran 20% slower.
 """
@@ -44,6 +44,7 @@ ABSENT_GRADIENTS = True  # what `backward` takes in place of zeros: `mambakit.op
 
 _LANES = 32
 _CHANNEL_SEGMENTS = 32768
+_FEW_PROGRAMS = 2048
 _MANY_CHANNELS = 8192  # enough for four lanes each to fill the chip
 _SHORT = 1024  # steps that few channels take one after another in less time than three launches
 
@@ -53,7 +54,9 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
     """The configuration for a shape, from what was measured on an H200.
 
     Segments are as long as leaves enough programs to fill the chip; longer sequences take longer segments, for
-    carrying from one to the next is sequential. More than 16 states leave a thread room for one channel only.
+    carrying from one to the next is sequential. More than 16 states leave a thread room for one channel only, and so do
+    `gradients` of a grid that would fill the chip hardly twice, for half as much to do in a program leaves less idle at
+    its end, and of rows in which two channels can't be loaded as one.
     """
     steps = max(sequences * length, 1)
     filling = steps * max(dim, 1) // _CHANNEL_SEGMENTS  # steps a segment, for as many pairs of channel and segment
@@ -65,6 +68,10 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
     short = whole and length <= _SHORT and state == 16
     block = 64 if state <= 16 else 32
     walk = Walk(block, 1, 4 if state <= 16 else 2 if state <= 32 else 1)
+    programs = sequences * -(-length // size) * -(-dim // block)
+    gradients = Walk(block, 1, 2 if state % 2 == 0 else 1)
+    if programs < _FEW_PROGRAMS or dim % 16 != 0:
+        gradients = Walk(_LANES, 1, gradients.unroll, 168)
     return Plan(
         size,
         states=walk,
@@ -74,7 +81,7 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
         near=1,
         backward_size=size,
         gradients_before=walk._replace(unroll=4),
-        gradients=Walk(2 * _LANES, 1, 1, None) if state <= 16 else Walk(_LANES, 1, 1, None),
+        gradients=gradients,
     )
 
 

@@ -93,32 +93,36 @@ def segment_gradients(
 
 
 @Kernel
-@triton.jit(do_not_specialize=["pieces", "length", "size", "each"])
+@triton.jit(do_not_specialize=["pieces", "length", "size", "each", "segments"])
 def arrange(
-    A, B, C, rates, rows, table, pieces, dim, length, size, each,
+    A, B, C, rates, rows, table, segments, pieces, dim, length, size, each,
     N: tl.constexpr, GROUPS: tl.constexpr, PADDED: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
     PACKED: tl.constexpr,
 ):  # fmt: skip
-    """What `gradients` reads again and again, in the order in which it does: `rates` (N, dim), of A, and by `pieces`, a
-    segment of one group each, `rows` float32 (slots, GROUPS, N, STEPS, 2), of B and C, nought past the end of a
-    sequence."""
+    """What `gradients` reads again and again, in the order in which it does: `rates` (N, dim), of A, and by `pieces` of
+    each segment, STEPS steps of one group, `rows` float32 (slots, GROUPS, N, STEPS, 2), of B and C, nought past the end
+    of a sequence."""
     program = tl.program_id(0)
     n = tl.arange(0, PADDED)[:, None]
-    if program >= pieces:
-        channel = (program - pieces) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    if program >= segments * pieces * GROUPS:
+        channel = (program - segments * pieces * GROUPS) * BLOCK + tl.arange(0, BLOCK)[None, :]
         there = (n < N) & (channel < dim)
         tl.store(rates + n * dim + channel, tl.load(A + channel * N + n, mask=there, other=0.0) * LOG2_E, mask=there)
     else:
         group = program % GROUPS
-        batch, sequence, start, end, _, _ = locate(program // GROUPS, table, length, size, each, PACKED)
-        i = tl.arange(0, STEPS)[None, :]
-        for block in range(start, end, STEPS):
+        segment = program // GROUPS // pieces
+        batch, sequence, start, end, _, _ = locate(segment, table, length, size, each, PACKED)
+        block = start + (program // GROUPS % pieces) * STEPS
+        if block < end:
+            i = tl.arange(0, STEPS)[None, :]
             slot = (batch * length + block) // STEPS + sequence
             there = (block + i < end) & (n < N)
             source = ((batch * length + block + i) * GROUPS + group) * N + n
             target = rows + (((slot * GROUPS + group) * N + n) * STEPS + i) * 2
-            tl.store(target, tl.load(B + source, mask=there, other=0.0).to(tl.float32), mask=n < N)
-            tl.store(target + 1, tl.load(C + source, mask=there, other=0.0).to(tl.float32), mask=n < N)
+            b = tl.load(B + source, mask=there, other=0.0).to(tl.float32)
+            c = tl.load(C + source, mask=there, other=0.0).to(tl.float32)
+            tl.store(target, b, mask=n < N)
+            tl.store(target + 1, c, mask=n < N)
 
 
 @Kernel
@@ -128,8 +132,9 @@ def gradients(
     du, ddelta, dz, sums, dBC, dinitial, table, length, dim, share, size, each, slots, blocks,
     u_batch, u_row, delta_batch, delta_row, z_batch, z_row, grad_batch, grad_row,
     N: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, FULL: tl.constexpr, STEPS: tl.constexpr,
-    AHEAD: tl.constexpr, WHOLE: tl.constexpr, OUTER: tl.constexpr, INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr,
-    BIAS: tl.constexpr, SKIP: tl.constexpr, GATE: tl.constexpr, PACKED: tl.constexpr,
+    EVEN: tl.constexpr, TOGETHER: tl.constexpr, FETCH: tl.constexpr, WHOLE: tl.constexpr, OUTER: tl.constexpr,
+    INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, SKIP: tl.constexpr, GATE: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """Every gradient over one segment, by blocks of STEPS steps from its end. A lane has BLOCK / LANES channels.
 
@@ -137,146 +142,171 @@ def gradients(
     state and then backwards; only the sums over states live on for each step. dB and dC of STEPS steps are 2 STEPS
     values in each lane, and are summed over the lanes into one value a lane: `dBC` (blocks, slots, N, LANES), to be
     added up over the blocks. `sums` (segments, N + 2, dim), of dA, dD and dbias, are to be added up over the segments.
+
+    What a state needs is loaded during the state before it. With FETCH (FULL alone), that and what a block begins with
+    are asked for a block ahead and come from the second-level cache, and with 2 what states need from the first. EVEN:
+    no block reaches past the end. TOGETHER states, a divisor of N, make a round of the loop: with two, hardly anything
+    that was loaded is copied from register to register. What only the end of a block needs of delta is worked out
+    there, for registers are what runs out.
     """
     PAIR: tl.constexpr = BLOCK // LANES
     segment = tl.program_id(0) // blocks
     batch, sequence, start, end, begin, _ = locate(segment, table, length, size, each, PACKED)
     block_of_channels = tl.program_id(0) % blocks
     group = block_of_channels // (blocks // GROUPS)
-    within = (block_of_channels % (blocks // GROUPS)) * BLOCK + tl.arange(0, LANES) * PAIR
+    first_within = (block_of_channels % (blocks // GROUPS)) * BLOCK
+    first_channel = group * share + first_within
     lane = tl.arange(0, LANES)
+    beside = lane[:, None] * PAIR + tl.arange(0, PAIR)[None, :]
+    present = beside < (BLOCK if FULL else share - first_within)  # FULL: the compiler sees that all are
     segment = segment.to(tl.int64)
-    channel, beside, present, bias, skip = (), (), (), (), ()
-    for p in tl.static_range(PAIR):
-        channel = channel + (group * share + (within + p if FULL else tl.minimum(within + p, share - 1)),)
-        beside = beside + (p if FULL else channel[p] - channel[0],)
-        present = present + (within + p < share,)
-        bias = bias + (tl.load(delta_bias + channel[p]) if BIAS else tl.zeros([LANES], tl.float32),)
-        skip = skip + (tl.load(D + channel[p]) if SKIP else tl.zeros([LANES], tl.float32),)
-    carries_at = carries + segment * (N + 1) * dim
-    sums_at = sums + segment * (N + 2) * dim
-    for p in tl.static_range(PAIR):
-        for n in range(N):
-            tl.store(sums_at + n * dim + channel[p], tl.zeros([LANES], tl.float32), mask=present[p])
-            if WHOLE:
-                r = tl.zeros([LANES], tl.float32)
-                if OUTER:
-                    r = tl.load(outer + (sequence * dim + channel[p]) * N + n, mask=present[p], other=0.0)
-                tl.store(carries_at + n * dim + channel[p], r, mask=present[p])
-    along_D = zeros(PAIR, LANES)
-    along_bias = zeros(PAIR, LANES)
-    u_at = u + aligned(batch * u_batch, FULL) + channel[0]
-    delta_at = delta + aligned(batch * delta_batch, FULL) + channel[0]
+    bias = tl.zeros([LANES, PAIR], tl.float32)
+    skip = tl.zeros([LANES, PAIR], tl.float32)
+    if BIAS:
+        bias = tl.load(delta_bias + first_channel + beside, mask=present, other=0.0)
+    if SKIP:
+        skip = tl.load(D + first_channel + beside, mask=present, other=0.0)
+    rates_at = rates + first_channel
+    carries_at = carries + segment * (N + 1) * dim + first_channel
+    sums_at = sums + segment * (N + 2) * dim + first_channel
+    for n in range(N):
+        tl.store(sums_at + n * dim + beside, tl.zeros([LANES, PAIR], tl.float32), mask=present)
+        if WHOLE:
+            r = tl.zeros([LANES, PAIR], tl.float32)
+            if OUTER:
+                r = tl.load(outer + (sequence * dim + first_channel + beside) * N + n, mask=present, other=0.0)
+            tl.store(carries_at + n * dim + beside, r, mask=present)
+    along_D = tl.zeros([LANES, PAIR], tl.float32)
+    along_bias = tl.zeros([LANES, PAIR], tl.float32)
+    u_at = u + aligned(batch * u_batch, FULL) + first_channel
+    delta_at = delta + aligned(batch * delta_batch, FULL) + first_channel
     if GATE:
-        z_at = z + aligned(batch * z_batch, FULL) + channel[0]
-    grad_at = grad_y + aligned(batch * grad_batch, FULL) + channel[0]
+        z_at = z + aligned(batch * z_batch, FULL) + first_channel
+    grad_at = grad_y + aligned(batch * grad_batch, FULL) + first_channel
     row_0 = batch * length
     count = (end - start + STEPS - 1) // STEPS
     for done in range(count):
         block = start + (count - 1 - done) * STEPS
         slot = (row_0 + block) // STEPS + sequence
-        left = (end - 1 - block).to(tl.int32)
+        left = STEPS - 1 if EVEN else (end - 1 - block).to(tl.int32)
         u_first = u_at + block * u_row
         delta_first = delta_at + block * delta_row
         grad_first = grad_at + block * grad_row
         if GATE:
             z_first = z_at + block * z_row
-        dt, dtu, dy, opening, slope = (), (), (), (), ()
-        for p in tl.static_range(PAIR):
-            for i in tl.static_range(STEPS):
-                ahead = tl.minimum(i, left)
-                there = present[p] & (i <= left)
-                raw = tl.load(delta_first + ahead * delta_row + beside[p])
-                dt_i = tl.where(there, step_size(raw, bias[p], SOFTPLUS), 0.0)
-                if SOFTPLUS:
-                    slope = slope + (sigmoid(raw.to(tl.float32) + bias[p]),)
-                dy_i = tl.where(there, tl.load(grad_first + ahead * grad_row + beside[p]).to(tl.float32), 0.0)
+        if FETCH > 1:
+            _fetch(kept + slot * N * dim + first_channel, dim, N, BLOCK, 1)
+            _fetch(rows + (slot * GROUPS + group) * (N * STEPS * 2), BLOCK, N * STEPS * 2 // BLOCK, BLOCK, 1)
+        if FETCH:
+            if block > start:
+                _fetch(kept + (slot - 1) * N * dim + first_channel, dim, N, BLOCK, 2)
+                _fetch(u_first - STEPS * u_row, u_row, STEPS, BLOCK, 2)
+                _fetch(delta_first - STEPS * delta_row, delta_row, STEPS, BLOCK, 2)
+                _fetch(grad_first - STEPS * grad_row, grad_row, STEPS, BLOCK, 2)
                 if GATE:
-                    gate = tl.load(z_first + ahead * z_row + beside[p]).to(tl.float32)
-                    on = sigmoid(gate)
-                    opening = opening + (dy_i * on * (1.0 + gate * (1.0 - on)),)
-                    dy_i *= gate * on
-                dt = dt + (dt_i,)
-                dtu = dtu + (dt_i * tl.load(u_first + ahead * u_row + beside[p]).to(tl.float32),)
-                dy = dy + (dy_i,)
-        y = zeros(PAIR * STEPS, LANES)
-        along_B = zeros(PAIR * STEPS, LANES)
-        through_A = zeros(PAIR * STEPS, LANES)
+                    _fetch(z_first - STEPS * z_row, z_row, STEPS, BLOCK, 2)
+        dt, dtu, dy, opening = (), (), (), ()
+        u_now, delta_now, grad_now = u_first + beside, delta_first + beside, grad_first + beside
+        if GATE:
+            z_now = z_first + beside
+        for i in tl.static_range(STEPS):
+            there = i <= left
+            more = tl.where(i < left, 1, 0)  # a row past the end is the last one again
+            raw = tl.load(delta_now, mask=present, other=0.0)
+            delta_now += more * delta_row
+            dt_i = tl.where(there, step_size(raw, bias, SOFTPLUS), 0.0)
+            dy_i = tl.where(there, tl.load(grad_now, mask=present, other=0.0).to(tl.float32), 0.0)
+            grad_now += more * grad_row
+            if GATE:
+                gate = tl.load(z_now, mask=present, other=0.0).to(tl.float32)
+                z_now += more * z_row
+                on = sigmoid(gate)
+                opening = opening + (dy_i * on * (1.0 + gate * (1.0 - on)),)
+                dy_i *= gate * on
+            dt = dt + (dt_i,)
+            dtu = dtu + (dt_i * tl.load(u_now, mask=present, other=0.0).to(tl.float32),)
+            u_now += more * u_row
+            dy = dy + (dy_i,)
+        y = _zeros(STEPS, PAIR)
+        along_B = _zeros(STEPS, PAIR)
+        through_A = _zeros(STEPS, PAIR)
         rows_at = rows + (slot * GROUPS + group) * (N * STEPS * 2)
-        kept_at = kept + slot * N * dim
-        next_pairs = row(rows_at, 2 * STEPS, 2)
-        later = _of_states(rates, kept_at, carries_at, sums_at, 0, dim, channel, present, N, AHEAD, PAIR)
-        for first in range(0, N, AHEAD):
-            now = later
-            later = _of_states(
-                rates, kept_at, carries_at, sums_at, first + AHEAD, dim, channel, present, N, AHEAD, PAIR
-            )  # fmt: skip
-            for k in tl.static_range(AHEAD):
+        kept_at = kept + slot * N * dim + first_channel
+        dBC_at = dBC + (block_of_channels.to(tl.int64) * slots + slot) * (N * 2 * STEPS)
+        later = _of_state(rates_at, kept_at, carries_at, sums_at, rows_at, 0, dim, beside, present, STEPS)
+        for first in range(0, N, TOGETHER):
+            for k in tl.static_range(TOGETHER):
                 n = first + k
-                pairs = next_pairs
-                next_pairs = row(rows_at + tl.minimum(n + 1, N - 1) * (2 * STEPS), 2 * STEPS, 2)
+                now = later
+                later = _of_state(
+                    rates_at, kept_at, carries_at, sums_at, rows_at, tl.minimum(n + 1, N - 1), dim, beside, present,
+                    STEPS,
+                )  # fmt: skip
                 b, c = (), ()
                 for i in tl.static_range(STEPS):
-                    b = b + (pairs[i].to(tl.int32).to(tl.float32, bitcast=True),)
-                    c = c + ((pairs[i] >> 32).to(tl.int32).to(tl.float32, bitcast=True),)
-                y_n, along_B_n, through_A_n, for_B, for_C = (), (), (), (), ()
-                for p in tl.static_range(PAIR):
-                    y_p, along_B_p, through_A_p, r, along_A, terms_B, terms_C = _one_state(
-                        _steps_of(dt, p, STEPS), _steps_of(dtu, p, STEPS), _steps_of(dy, p, STEPS),
-                        _steps_of(y, p, STEPS), _steps_of(along_B, p, STEPS), _steps_of(through_A, p, STEPS),
-                        now[4 * (k * PAIR + p)], now[4 * (k * PAIR + p) + 1], now[4 * (k * PAIR + p) + 2],
-                        now[4 * (k * PAIR + p) + 3], b, c, STEPS, GATE,
-                    )  # fmt: skip
-                    y_n, along_B_n, through_A_n = y_n + y_p, along_B_n + along_B_p, through_A_n + through_A_p
-                    for_B = terms_B if p == 0 else _added(for_B, terms_B, STEPS)
-                    for_C = terms_C if p == 0 else _added(for_C, terms_C, STEPS)
-                    tl.store(carries_at + n * dim + channel[p], r, mask=present[p])
-                    tl.store(sums_at + n * dim + channel[p], along_A, mask=present[p])
-                y, along_B, through_A = y_n, along_B_n, through_A_n
-                at = dBC + ((block_of_channels.to(tl.int64) * slots + slot) * N + n) * (2 * STEPS) + lane
-                tl.store(at, _over_lanes(for_B, for_C, lane, STEPS), mask=lane < 2 * STEPS)
-        target = (row_0 + block) * dim + channel[0]
-        on_D, on_bias = (), ()
-        for p in tl.static_range(PAIR):
-            total_D, total_bias = along_D[p], along_bias[p]
-            for i in tl.static_range(STEPS):
-                # The row again, found in another way: the compiler would keep the addresses in registers meanwhile.
-                ahead = left - tl.maximum(left - i, 0)
-                there = left >= i
-                at = target + ahead * dim + beside[p]
-                x = tl.load(u_first + ahead * u_row + beside[p]).to(tl.float32)
-                ddt = through_A[p * STEPS + i] * LN_2 + along_B[p * STEPS + i] * x
-                if SOFTPLUS:
-                    ddt *= slope[p * STEPS + i]
-                ddt = tl.where(there, ddt, 0.0)
-                tl.store(ddelta + at, ddt.to(ddelta.dtype.element_ty), mask=present[p] & there)
-                total_bias += ddt
-                dx = along_B[p * STEPS + i] * dt[p * STEPS + i] + skip[p] * dy[p * STEPS + i]
-                tl.store(du + at, dx.to(du.dtype.element_ty), mask=present[p] & there)
-                total_D += dy[p * STEPS + i] * x
-                if GATE:
-                    dgate = opening[p * STEPS + i] * (y[p * STEPS + i] + skip[p] * x)
-                    tl.store(dz + at, dgate.to(dz.dtype.element_ty), mask=present[p] & there)
-            on_D, on_bias = on_D + (total_D,), on_bias + (total_bias,)
-        along_D, along_bias = on_D, on_bias
-    for p in tl.static_range(PAIR):
-        if INITIAL:
-            if (start == begin) & (start < end):
-                for n in range(N):
-                    r = tl.load(carries_at + n * dim + channel[p], mask=present[p], other=0.0)
-                    tl.store(dinitial + (sequence * dim + channel[p]) * N + n, r, mask=present[p])
-        if SKIP:
-            tl.store(sums_at + N * dim + channel[p], along_D[p], mask=present[p])
-        if BIAS:
-            tl.store(sums_at + (N + 1) * dim + channel[p], along_bias[p], mask=present[p])
+                    b = b + (now[4 + i].to(tl.int32).to(tl.float32, bitcast=True),)
+                    c = c + ((now[4 + i] >> 32).to(tl.int32).to(tl.float32, bitcast=True),)
+                y, along_B, through_A, r, along_A, terms_B, terms_C = _one_state(
+                    dt, dtu, dy, y, along_B, through_A, now[0], now[1], now[2], now[3], b, c, STEPS, GATE
+                )
+                tl.store(carries_at + n * dim + beside, r, mask=present)
+                tl.store(sums_at + n * dim + beside, along_A, mask=present)
+                at = dBC_at + n * (2 * STEPS) + lane
+                tl.store(at, _over_lanes(terms_B, terms_C, lane, STEPS), mask=lane < 2 * STEPS)
+        # Backwards, for the compiler would keep the addresses of the way forwards in registers until now.
+        final = tl.minimum(STEPS - 1, left)
+        u_now = u_first + final * u_row + beside
+        delta_now = delta_first + final * delta_row + beside
+        target = (row_0 + block + final) * dim + first_channel + beside
+        du_now, ddelta_now = du + target, ddelta + target
+        if GATE:
+            dz_now = dz + target
+        for i in tl.static_range(STEPS - 1, -1, -1):
+            there = i <= left
+            less = tl.where(there, 1, 0)
+            x = tl.load(u_now, mask=present, other=0.0).to(tl.float32)
+            u_now -= less * u_row
+            ddt = through_A[i] * LN_2 + along_B[i] * x
+            if SOFTPLUS:
+                ddt *= sigmoid(tl.load(delta_now, mask=present, other=0.0).to(tl.float32) + bias)
+                delta_now -= less * delta_row
+            ddt = tl.where(there, ddt, 0.0)
+            tl.store(ddelta_now, ddt.to(ddelta.dtype.element_ty), mask=present & there)
+            ddelta_now -= less * dim
+            along_bias += ddt
+            dx = along_B[i] * dt[i] + skip * dy[i]
+            tl.store(du_now, dx.to(du.dtype.element_ty), mask=present & there)
+            du_now -= less * dim
+            along_D += dy[i] * x
+            if GATE:
+                dgate = opening[i] * (y[i] + skip * x)
+                tl.store(dz_now, dgate.to(dz.dtype.element_ty), mask=present & there)
+                dz_now -= less * dim
+    if INITIAL:
+        if (start == begin) & (start < end):
+            for n in range(N):
+                r = tl.load(carries_at + n * dim + beside, mask=present, other=0.0)
+                tl.store(dinitial + (sequence * dim + first_channel + beside) * N + n, r, mask=present)
+    if SKIP:
+        tl.store(sums_at + N * dim + beside, along_D, mask=present)
+    if BIAS:
+        tl.store(sums_at + (N + 1) * dim + beside, along_bias, mask=present)
+
+
+@triton.jit
+def _zeros(COUNT: tl.constexpr, PAIR: tl.constexpr):
+    found = ()
+    for _ in tl.static_range(COUNT):
+        found = found + (tl.zeros([LANES, PAIR], tl.float32),)
+    return found
 
 
 @triton.jit
 def _one_state(
     dt, dtu, dy, y, along_B, through_A, rate, h_0, r, along_A, b, c, STEPS: tl.constexpr, GATE: tl.constexpr
 ):  # fmt: skip
-    """One state of a channel over STEPS steps, forwards from h_0 and then backwards from r: the sums over states and
-    over steps with what it adds, r before the steps, and what it adds to dB and dC at each."""
+    """One state over STEPS steps, forwards from h_0 and then backwards from r: the sums over states and over steps with
+    what it adds, r before the steps, and what the channels of a lane add to dB and dC at each."""
     a, h, y_n = (), (h_0,), ()
     for i in tl.static_range(STEPS):
         a = a + (tl.exp2(dt[i] * rate),)
@@ -285,8 +315,8 @@ def _one_state(
     along_B_n, through_A_n, terms_B, terms_C = (), (), (), ()
     for i in tl.static_range(STEPS - 1, -1, -1):
         g = dy[i] * c[i] + r
-        terms_B = (g * dtu[i],) + terms_B
-        terms_C = (dy[i] * h[i + 1],) + terms_C
+        terms_B = (tl.sum(g * dtu[i], axis=1),) + terms_B
+        terms_C = (tl.sum(dy[i] * h[i + 1], axis=1),) + terms_C
         along_B_n = (along_B[i] + g * b[i],) + along_B_n
         r = a[i] * g
         rh = r * h[i]
@@ -296,20 +326,27 @@ def _one_state(
 
 
 @triton.jit
-def _steps_of(values, channel: tl.constexpr, STEPS: tl.constexpr):
-    """Of STEPS values of one channel after another, those of the one."""
-    found = ()
-    for i in tl.static_range(STEPS):
-        found = found + (values[channel * STEPS + i],)
-    return found
+def _of_state(rates_at, kept_at, carries_at, sums_at, rows_at, n, dim, beside, present, STEPS: tl.constexpr):
+    """The rate, the kept state, r and dA so far of state n of each channel, and its B and C at each step."""
+    found = (tl.load(rates_at + n * dim + beside, mask=present, other=0.0),)
+    found = found + (tl.load(kept_at + n * dim + beside, mask=present, other=0.0),)
+    found = found + (tl.load(carries_at + n * dim + beside, mask=present, other=0.0),)
+    found = found + (tl.load(sums_at + n * dim + beside, mask=present, other=0.0),)
+    return found + row(rows_at + n * (2 * STEPS), 2 * STEPS, 2)
 
 
 @triton.jit
-def _added(x, y, STEPS: tl.constexpr):
-    found = ()
-    for i in tl.static_range(STEPS):
-        found = found + (x[i] + y[i],)
-    return found
+def _fetch(pointer, row_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, LEVEL: tl.constexpr):
+    """Ask for ROWS rows of BLOCK numbers, to be in the cache of that level when they are loaded."""
+    SECTOR: tl.constexpr = 32 // (pointer.dtype.element_ty.primitive_bitwidth // 8)  # numbers that come together
+    EACH: tl.constexpr = BLOCK // SECTOR
+    PADDED: tl.constexpr = triton.next_power_of_2(ROWS) * EACH
+    ASKING: tl.constexpr = "prefetch.global.L1 [$1];" if LEVEL == 1 else "prefetch.global.L2 [$1];"
+    place = tl.minimum(tl.arange(0, PADDED), ROWS * EACH - 1)
+    at = pointer + (place // EACH) * row_stride + (place % EACH) * SECTOR
+    tl.inline_asm_elementwise(
+        ASKING + " mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @Kernel
@@ -332,15 +369,15 @@ def sum_over_channels(
         which, i, n = value % 2, (value // 2) % STEPS, value // (2 * STEPS)
         there = n < N
         at = dBC + ((group * per_group).to(tl.int64) * slots + slot) * (N * 2 * STEPS) + value[None, :]
-        total = tl.zeros([VALUES], tl.float32)
+        parts = tl.zeros([TOGETHER, VALUES], tl.float32)
         for first in range(0, per_group, TOGETHER):
             k = first + tl.arange(0, TOGETHER)
-            some = tl.load(
+            parts += tl.load(
                 at + k[:, None].to(tl.int64) * slots * (N * 2 * STEPS),
                 mask=there[None, :] & (k < per_group)[:, None],
                 other=0.0,
             )
-            total += tl.sum(some, axis=0)
+        total = tl.sum(parts, axis=0)
         there &= block + i < end
         target = ((batch * length + block + i) * GROUPS + group) * N + n
         tl.store(dB + target, total.to(dB.dtype.element_ty), mask=there & (which == 0))
@@ -368,23 +405,6 @@ def sum_over_segments(
             tl.store(dD + channel, result, mask=channel < dim)
     elif dbias is not None:
         tl.store(dbias + channel, result, mask=channel < dim)
-
-
-@triton.jit
-def _of_states(
-    rates, kept_at, carries_at, sums_at, first, dim, channel, present,
-    N: tl.constexpr, AHEAD: tl.constexpr, PAIR: tl.constexpr,
-):  # fmt: skip
-    """The rate, the kept state, r and dA so far of AHEAD states from `first` on, of every channel of the lane, loaded
-    before they are needed."""
-    found = ()
-    for k in tl.static_range(AHEAD):
-        n = tl.minimum(first + k, N - 1) * dim
-        for p in tl.static_range(PAIR):
-            found = found + (tl.load(rates + n + channel[p]), tl.load(kept_at + n + channel[p]))
-            found = found + (tl.load(carries_at + n + channel[p], mask=present[p], other=0.0),)
-            found = found + (tl.load(sums_at + n + channel[p]),)
-    return found
 
 
 @triton.jit

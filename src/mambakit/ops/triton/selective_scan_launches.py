@@ -8,6 +8,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+import triton
 from torch import Tensor
 
 from mambakit.ops.inputs import TRITON_INTERVAL as INTERVAL
@@ -22,6 +24,7 @@ from mambakit.ops.triton.selective_scan_step import groups_and_state
 _LANES = 32
 _BLOCK_OF_CARRY = 128
 _BLOCK_OF_SUM = 32
+FETCHES = int(torch.version.hip is None and not triton.knobs.runtime.interpret)  # else nothing takes PTX
 
 
 class Walk(NamedTuple):
@@ -29,7 +32,7 @@ class Walk(NamedTuple):
 
     block: int  # channels of a program
     warps: int
-    unroll: int  # steps whose activations are under way together; of `gradients`, states
+    unroll: int  # steps whose activations are under way together; of `gradients`, states of a round, a divisor of all
     registers: int | None = None  # at most, of a thread
 
 
@@ -204,20 +207,22 @@ class BackwardLaunches(_Launches):
         )  # fmt: skip
         self.carry_gradients = self.carry(layout.outer, passed=layout.initial, reverse=True)
         shared = {"N": layout.state, "GROUPS": layout.groups, "STEPS": INTERVAL, "PACKED": layout.packed}
-        pieces = self.segments * layout.groups
+        pieces = self.size // INTERVAL
         self.arrange = kernels_backward.arrange.bind(
-            (pieces + ceil_div(layout.dim, _BLOCK_OF_SUM),), pieces, layout.dim, layout.length, self.size, self.each,
+            (self.segments * pieces * layout.groups + ceil_div(layout.dim, _BLOCK_OF_SUM),),
+            self.segments, pieces, layout.dim, layout.length, self.size, self.each,
             **shared, PADDED=power_of_two(layout.state), BLOCK=_BLOCK_OF_SUM, num_warps=1,
         )  # fmt: skip
         walk = plan.gradients
         self.channel_blocks = self.blocks(walk)
+        constants = self.constants(walk)
         self.gradients = kernels_backward.gradients.bind(
             (self.segments * self.channel_blocks,), *self.numbers(walk), self.slots, self.channel_blocks,
             *layout.strides,
-            **self.constants(walk), STEPS=INTERVAL, AHEAD=walk.unroll, WHOLE=self.whole, OUTER=layout.outer,
+            **constants, STEPS=INTERVAL, EVEN=layout.length % INTERVAL == 0 and not layout.packed,
+            TOGETHER=walk.unroll, FETCH=FETCHES if constants["FULL"] else 0, WHOLE=self.whole, OUTER=layout.outer,
             INITIAL=layout.initial, SKIP=layout.skip, GATE=layout.gate,
         )  # fmt: skip
-        pieces = self.size // INTERVAL
         self.sum_over_channels = kernels_backward.sum_over_channels.bind(
             (self.segments * layout.groups * pieces,), layout.length, self.size, self.each, self.slots,
             self.channel_blocks, pieces,
