@@ -3,9 +3,11 @@
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import find_chunk, find_sequence
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length", "pairs"])
 def later_sums(
     sums,  # (slots, heads, pairs) in float64, replaced by the sums over all later chunks
@@ -35,9 +37,10 @@ def later_sums(
         tl.store(whole + (sequence * heads + head) * pairs + columns, carry.to(whole.dtype.element_ty), mask=inside)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length", "rows_in_all", "pairs"])
 def finish_turns(
-    later,  # (slots, heads, pairs) in float64: sums over the chunks after each
+    later,  # (slots, heads, pairs) in float64 or None: sums over the chunks after each
     speeds,
     steps,
     shares,  # (groups, rows, pairs) if SHARED, else grad_speeds itself: what each chunk has found, as step_shares
@@ -68,7 +71,10 @@ def finish_turns(
     mask = present[:, None] & inside[None, :]
     of_shared = tl.zeros((STEPS, PAIRS), tl.float32)
     for head in range(heads):
-        after = tl.load(later + (slot * heads + head) * pairs + columns, mask=inside, other=0.0).to(tl.float32)
+        after = tl.zeros((PAIRS,), tl.float32)
+        if later is not None:
+            at_later = later + (slot * heads + head) * pairs + columns
+            after = tl.load(at_later, mask=inside, other=0.0).to(tl.float32)
         step = tl.load(steps + rows * heads + head, mask=present, other=0.0)
         at = ((rows * speed_heads + head % speed_heads) * pairs)[:, None] + columns[None, :]
         of_step = tl.sum(after[None, :] * tl.load(speeds + at, mask, other=0.0), 1)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.ssd_steps import FORGETS, LOG2_E, decay_between
 
 
@@ -191,9 +192,11 @@ def cos_sin(
     """cos and sin of the angles of every row and the pairs from `first_pair` on; 1 and 0 for pairs that don't turn."""
     columns = first_pair + tl.arange(0, COLUMNS)
     turns = turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, first_pair, pairs, COLUMNS)
-    local = tl.cumsum(turns, 0)
-    before = tl.load(carries + (slot * heads + head) * pairs + columns, mask=columns < pairs, other=0)
-    angle = (local + before[None, :]).to(tl.int32).to(tl.float32) * 1.4629180792671596e-09
+    whole = tl.cumsum(turns, 0)
+    if carries is not None:
+        before = tl.load(carries + (slot * heads + head) * pairs + columns, mask=columns < pairs, other=0)
+        whole += before[None, :]
+    angle = whole.to(tl.int32).to(tl.float32) * 1.4629180792671596e-09
     if FAST:
         return libdevice.fast_cosf(angle), libdevice.fast_sinf(angle)
     else:
@@ -206,6 +209,7 @@ def turn(first, second, cos, sin):
     return first * cos - second * sin, first * sin + second * cos
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length", "pairs"])
 def prepare(
     log_decay,  # (rows, heads), as scale, own and steps

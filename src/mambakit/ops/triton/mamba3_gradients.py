@@ -21,6 +21,7 @@ one accumulator of a key's width is alive.
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
     find_chunk,
     load_runs,
@@ -36,25 +37,20 @@ from mambakit.ops.triton.mamba3_walk import gated
 from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 
 
+@Kernel
 @triton.jit(do_not_specialize=["runs_field", "length"])
 def gradients(
     x,
-    x_stride,
     keys,  # (slots, heads, rows, columns), as queries
     queries,
     z,
-    z_stride,
     grad_y,
-    y_stride,
     up,
     gate,
     down,
     D,
-    D_head,
-    D_row,
     runs,
-    runs_field,
-    kept,  # (slots, heads, 2 HALF, headdim): the state before each chunk
+    kept,  # (slots, heads, 2 HALF, headdim): the state before each chunk; None where it is zero
     kept_grads,  # the same: the gradient of that after it
     grad_x,
     grad_z,
@@ -70,11 +66,17 @@ def gradients(
     grad_angles,  # (rows, heads, pairs) or None
     bounds,
     sequence_of_slot,
+    runs_field,
     length,
     heads,
     headdim,
     rank,
     pairs,
+    x_stride,
+    z_stride,
+    y_stride,
+    D_head,
+    D_row,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
@@ -156,9 +158,12 @@ def gradients(
         weight_mask = (ranks < rank)[:, None] & inside[None, :]
         out_inner = a_step[:, None] * (heads * headdim) + channels[None, :]
         out_mask = step_present[:, None] & inside[None, :]
-        S = load_state(kept + at_state, channel_block, headdim, HALF, BLOCK)
-        G = load_state(kept_grads + at_state, channel_block, headdim, HALF, BLOCK)
-        of_total += tl.sum(tl.sum(S.to(tl.float32) * G.to(tl.float32), 1), 0)
+        if kept is not None:
+            S = load_state(kept + at_state, channel_block, headdim, HALF, BLOCK)
+        if kept_grads is not None:
+            G = load_state(kept_grads + at_state, channel_block, headdim, HALF, BLOCK)
+        if kept is not None and kept_grads is not None:
+            of_total += tl.sum(tl.sum(S.to(tl.float32) * G.to(tl.float32), 1), 0)
         x_rows = tl.load(x + step[:, None] * x_stride + channels[None, :], mask, other=0.0)
         v = x_rows
         if up is not None:
@@ -170,9 +175,12 @@ def gradients(
         dout = tl.load(grad_y + y_inner, mask, other=0.0).to(tl.float32)
         if D is not None:
             skip = tl.load(D + head * D_head + channels * D_row, inside, other=0.0)[None, :]
-        read = product(q, S, PRECISION) * start[:, None]
+        if kept is not None:
+            read = product(q, S, PRECISION) * start[:, None]
         if GATED:
-            out = read + product(mixed, v, PRECISION)
+            out = product(mixed, v, PRECISION)
+            if kept is not None:
+                out += read
             if D is not None:
                 out += skip * v.to(tl.float32)
             dgated = dout
@@ -198,10 +206,13 @@ def gradients(
                 at = grad_down + slot * heads * rank * headdim
                 store_over_steps(at, dout * out, head, rank, channels, headdim, STEPS, RANKS, BLOCK)
             dout = dgated
-        of_start += tl.sum(read * dout, 1)
-        sent = product(k, G, PRECISION)
-        of_tail += tl.sum(sent * v.to(tl.float32), 1)
-        dv = sent * tail[:, None] + product(tl.trans(mixed), operand(dout, PRECISION), PRECISION)
+        if kept is not None:
+            of_start += tl.sum(read * dout, 1)
+        dv = product(tl.trans(mixed), operand(dout, PRECISION), PRECISION)
+        if kept_grads is not None:
+            sent = product(k, G, PRECISION)
+            of_tail += tl.sum(sent * v.to(tl.float32), 1)
+            dv += sent * tail[:, None]
         if D is not None:
             at = grad_D + (slot * heads + head) * headdim + channels
             tl.store(at, tl.sum(dout * v.to(tl.float32), 0), mask=inside)
@@ -225,24 +236,24 @@ def gradients(
         ddecays += tl.cumsum(starts + within, 0, reverse=True) + (tl.cumsum(sends, 0) - sends)
     tl.store(grad_log_decay + at_step, ddecays, step_present)
 
-    dq = tl.zeros((ROWS, 2 * HALF), tl.float32)
-    for channel_block in tl.static_range(CHANNEL_BLOCKS):
-        if CHANNEL_BLOCKS > 1:
-            S = load_state(kept + at_state, channel_block, headdim, HALF, BLOCK)
-            dout, _ = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
-        dq += product(operand(dout * start[:, None], PRECISION), tl.trans(S), PRECISION)
-    dq += product(dscores, k, PRECISION)
+    dq = product(dscores, k, PRECISION)
+    if kept is not None:
+        for channel_block in tl.static_range(CHANNEL_BLOCKS):
+            if CHANNEL_BLOCKS > 1:
+                S = load_state(kept + at_state, channel_block, headdim, HALF, BLOCK)
+                dout, _ = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
+            dq += product(operand(dout * start[:, None], PRECISION), tl.trans(S), PRECISION)
     tl.store(grad_queries + at_keys + key_inner, dq.to(grad_queries.dtype.element_ty))
     if grad_angles is not None:
         dangles = against_turned(dq, queries + at_keys, pairs, ROWS, HALF)
 
-    dk = tl.zeros((ROWS, 2 * HALF), tl.float32)
-    for channel_block in tl.static_range(CHANNEL_BLOCKS):
-        if CHANNEL_BLOCKS > 1:
-            G = load_state(kept_grads + at_state, channel_block, headdim, HALF, BLOCK)
-            _, v = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
-        dk += product(operand(v.to(tl.float32) * tail[:, None], PRECISION), tl.trans(G), PRECISION)
-    dk += product(tl.trans(dscores), q, PRECISION)
+    dk = product(tl.trans(dscores), q, PRECISION)
+    if kept_grads is not None:
+        for channel_block in tl.static_range(CHANNEL_BLOCKS):
+            if CHANNEL_BLOCKS > 1:
+                G = load_state(kept_grads + at_state, channel_block, headdim, HALF, BLOCK)
+                _, v = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
+            dk += product(operand(v.to(tl.float32) * tail[:, None], PRECISION), tl.trans(G), PRECISION)
     tl.store(grad_keys + at_keys + key_inner, dk.to(grad_keys.dtype.element_ty))
     if grad_angles is not None:
         dangles += against_turned(dk, keys + at_keys, pairs, ROWS, HALF)

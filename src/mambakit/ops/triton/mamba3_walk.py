@@ -12,6 +12,7 @@ are too few to fill the chip, a sequence is cut into several segments: a first w
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
     find_sequence,
     load_runs,
@@ -37,29 +38,30 @@ def gated(grad, gates, gate, down, at_weight, weight_mask):
     return grad
 
 
+@Kernel
 @triton.jit(do_not_specialize=["runs_field", "length", "segment_chunks"])
 def walk(
     x,  # grad_y with REVERSE
-    x_stride,
     z,
-    z_stride,
     up,
     gate,
     down,
     keys,  # (slots, heads, rows, columns); queries with REVERSE
     runs,
-    runs_field,
     first,  # (sequences * segments, heads, headdim, state) or None, as last
     last,
     kept,  # (slots, heads, 2 HALF, headdim) or None
     factors,  # (sequences * segments, heads) or None: the decay over each segment
     bounds,
+    runs_field,
     length,
     segment_chunks,
     heads,
     headdim,
     rank,
     state,
+    x_stride,
+    z_stride,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
