@@ -169,7 +169,7 @@ def test_norms_of_many_models_are_one_launch(shared: bool) -> None:
 @pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
 @pytest.mark.parametrize("length", [6, 18])
 def test_scans_of_many_models_of_mamba3_are_one_launch_of_each_kernel(length: int) -> None:
-    run, tensors = CASES["mamba3_scan"]()
+    _, tensors = CASES["mamba3_scan"]()
     along = ("x", "z", "dt", "A", "trap", "B", "C", "angles")
     tensors = {
         name: (t[:, :, :length] if name in along else t).to(DEVICE, torch.float32).requires_grad_()
