@@ -83,11 +83,12 @@ class Launches:
         self.y = size.heads * size.headdim * (size.rank if layout.ranked else 1)
         self.programs, self.segments, self.segment_chunks = self._cut_walk()
 
-    def tiles(self, most_half: int = 64) -> dict[str, Any]:
-        """How products are formed; with a larger `half` than that, those of float32 leave no room for TF32's tiles."""
+    @property
+    def tiles(self) -> dict[str, Any]:
+        """How products are formed; those of float32 of a state above 128 leave no room for TF32's tiles."""
         # The interpreter has no products in bfloat16.
         precision = "ieee" if interpreting() else _PRECISION.get(self.layout.dtype, self.layout.products)
-        if precision == "tf32" and self.size.half > most_half:
+        if precision == "tf32" and self.size.half > 64:
             precision = "tf32x3"
         return {**self.cut, "FINE": self.wide, "PRECISION": precision}
 
@@ -141,7 +142,7 @@ class Launches:
         return mamba3_outputs.walk_outputs.bind(
             (self.programs, self.segments), self.runs_field, size.length, self.segment_chunks, size.heads,
             size.headdim, size.rank, size.state, self.x, self.z, *self.layout.D_strides,
-            INTERLEAVED=self.layout.interleaved, SINGLE=size.single, **self.tiles(), **self.block("walk_outputs", few),
+            INTERLEAVED=self.layout.interleaved, SINGLE=size.single, **self.tiles, **self.block("walk_outputs", few),
         )  # fmt: skip
 
     @functools.cached_property
@@ -158,24 +159,24 @@ class Launches:
             (self.programs, self.segments), self.runs_field, size.length, self.segment_chunks, size.heads,
             size.headdim, size.rank, size.state, x, z,
             REVERSE=reverse, RANKED=reverse and self.layout.ranked, INTERLEAVED=self.layout.interleaved,
-            **self.tiles(), **self.block("walk"),
+            **self.tiles, **self.block("walk"),
         )  # fmt: skip
 
     @functools.cached_property
     def gradients(self) -> Launch:
-        return self._gradients(most_half=32)
+        return self._gradients()
 
     @functools.cached_property
     def gradients_without_states(self) -> Launch:
-        return self._gradients(most_half=64, rows_of_few=16)
+        return self._gradients(rows_of_few=16)
 
-    def _gradients(self, most_half: int, rows_of_few: int = 0) -> Launch:
+    def _gradients(self, rows_of_few: int = 0) -> Launch:
         size, block = self.size, self.block("gradients", rows_of_few)
         return mamba3_gradients.gradients.bind(
             (size.slots * size.heads,), self.runs_field, size.length, size.heads, size.headdim, size.rank, size.pairs,
             self.x, self.z, self.y, *self.layout.D_strides,
             CHANNEL_BLOCKS=ceil_div(size.headdim, block["BLOCK"]), RANKED=self.layout.ranked,
-            **self.tiles(most_half), **block,
+            **self.tiles, **block,
         )  # fmt: skip
 
     @functools.cached_property

@@ -21,7 +21,7 @@ from mambakit.ops.triton.mamba3_chunk import (
     product,
     silu_and_slope,
 )
-from mambakit.ops.triton.mamba3_walk import place_of_columns
+from mambakit.ops.triton.mamba3_walk import load_whole, store_whole
 from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 
 
@@ -76,16 +76,14 @@ def walk_outputs(
     step, ranks = index // RANKS, index % RANKS
     inside = channels < headdim
     columns = tl.arange(0, 2 * HALF)
-    source, there = place_of_columns(state, HALF, INTERLEAVED)
     at_segment = (sequence * tl.num_programs(1) + segment) * heads + head
-    at_state = ((at_segment * headdim + channels) * state)[None, :] + source[:, None]
-    state_mask = there[:, None] & inside[None, :]
+    at_state = at_segment * headdim * state
     at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
     weight_mask = (ranks < rank)[:, None] & inside[None, :]
 
     carried = tl.zeros((2 * HALF, BLOCK), tl.float32)
     if first is not None:
-        carried += tl.load(first + at_state, state_mask, other=0.0)
+        carried += load_whole(first + at_state, channels, inside, state, HALF, BLOCK, INTERLEAVED)
     if D is not None:
         skip = tl.load(D + head * D_head + channels * D_row, inside, other=0.0)[None, :]
     x_inner = step[:, None] * x_stride + channels[None, :]
@@ -137,4 +135,4 @@ def walk_outputs(
         carried *= decay_from_start(last_coarse, last_fine, FINE)
         carried += product(tl.trans(k), v.to(tl.float32) * tail[:, None], PRECISION)
     if last is not None:
-        tl.store(last + at_state, carried, state_mask)
+        store_whole(last + at_state, carried, channels, inside, state, HALF, BLOCK, INTERLEAVED)
