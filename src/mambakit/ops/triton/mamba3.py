@@ -6,6 +6,9 @@ before every chunk for the backward. Backward: the gradient of the state after e
 gradients of a chunk in one kernel (mamba3_gradients), of B and C from those of keys and queries (mamba3_keys), and of
 speeds and steps from those of the angles (mamba3_angles).
 
+A sequence that fits into one chunk and begins afresh has no state before it, and where nothing depends on its last
+state no gradient after it: such states are neither kept nor multiplied, and no walk goes back.
+
 The account for (batch, length, heads, headdim, state) = (8, 2048, 32, 64, 128) in bfloat16, chunks of 64 steps, with z
 and 32 pairs that turn. x, z, B, C and y once are 210 MB. Keys and queries of every head are 268 MB, states 134 MB.
 Forward: keys and queries written and read, x and z read, y written: 0.74 GB, and 134 MB of states that are kept.

@@ -140,17 +140,25 @@ def biased(
     groups,
     rank,
     state,
+    first_pair,
     ROWS: tl.constexpr,
-    HALF: tl.constexpr,
+    COLUMNS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):
     """B or C of one head with its bias added, in float32; zero in rows that are not there."""
     first, second = load_halves(
-        vectors, rows * stride + (ranks * groups + group) * state, present, 0, state, ROWS, HALF, INTERLEAVED
+        vectors,
+        rows * stride + (ranks * groups + group) * state,
+        present,
+        first_pair,
+        state,
+        ROWS,
+        COLUMNS,
+        INTERLEAVED,
     )
     if bias is not None:
         bias_first, bias_second = load_halves(
-            bias, (head * rank + ranks) * state, present, 0, state, ROWS, HALF, INTERLEAVED
+            bias, (head * rank + ranks) * state, present, first_pair, state, ROWS, COLUMNS, INTERLEAVED
         )
         first += bias_first
         second += bias_second

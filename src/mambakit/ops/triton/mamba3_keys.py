@@ -76,9 +76,11 @@ def keys_and_queries(
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
+    COLUMNS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     FAST: tl.constexpr,
 ):
+    """COLUMNS pairs of the rows of one chunk and head."""
     ROWS: tl.constexpr = STEPS * RANKS
     slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
     group = head // (heads // groups)
@@ -87,38 +89,28 @@ def keys_and_queries(
     ranks = index % RANKS
     rows = start + index // RANKS
     present = (rows < end) & (ranks < rank)
-    columns = tl.arange(0, HALF)
-    if speeds is not None:
-        cos, sin = cos_sin(
-            speeds,
-            steps,
-            carries,
-            rows,
-            (rows < end) & (ranks == 0),
-            slot,
-            head,
-            heads,
-            speed_heads,
-            0,
-            pairs,
-            HALF,
-            FAST,
-        )
+    first_pair = tl.program_id(1) * COLUMNS
+    columns = first_pair + tl.arange(0, COLUMNS)
     at = (((slot * heads + head) * ROWS + index) * (2 * HALF))[:, None] + columns[None, :]
-    first, second = biased(
-        B, B_bias, rows, B_stride, ranks, present, head, group, groups, rank, state, ROWS, HALF, INTERLEAVED
-    )
-    if speeds is not None:
-        first, second = turn(first, second, cos, sin)
-    tl.store(keys + at, first.to(keys.dtype.element_ty))
-    tl.store(keys + at + HALF, second.to(keys.dtype.element_ty))
-    first, second = biased(
-        C, C_bias, rows, C_stride, ranks, present, head, group, groups, rank, state, ROWS, HALF, INTERLEAVED
-    )
-    if speeds is not None:
-        first, second = turn(first, second, cos, sin)
-    tl.store(queries + at, first.to(queries.dtype.element_ty))
-    tl.store(queries + at + HALF, second.to(queries.dtype.element_ty))
+    B1, B2 = biased(
+        B, B_bias, rows, B_stride, ranks, present, head, group, groups, rank, state, first_pair, ROWS, COLUMNS,
+        INTERLEAVED,
+    )  # fmt: skip
+    C1, C2 = biased(
+        C, C_bias, rows, C_stride, ranks, present, head, group, groups, rank, state, first_pair, ROWS, COLUMNS,
+        INTERLEAVED,
+    )  # fmt: skip
+    if first_pair < pairs:
+        counted = (rows < end) & (ranks == 0)
+        cos, sin = cos_sin(
+            speeds, steps, carries, rows, counted, slot, head, heads, speed_heads, first_pair, pairs, COLUMNS, FAST
+        )
+        B1, B2 = turn(B1, B2, cos, sin)
+        C1, C2 = turn(C1, C2, cos, sin)
+    tl.store(keys + at, B1.to(keys.dtype.element_ty))
+    tl.store(keys + at + HALF, B2.to(keys.dtype.element_ty))
+    tl.store(queries + at, C1.to(queries.dtype.element_ty))
+    tl.store(queries + at + HALF, C2.to(queries.dtype.element_ty))
 
 
 @Kernel

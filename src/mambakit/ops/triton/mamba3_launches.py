@@ -28,13 +28,14 @@ _PROGRAMS = 256  # about what fills the chip: below it a sequence is walked in s
 _LEAST_CHUNKS = 4  # of a segment
 _HEADS = 8  # to a program of `prepare`
 _PAIRS = 16  # to a program of `vector_gradients`, where a chunk has 64 rows
+_PAIRS_OF_KEYS = 32  # to a program of `keys_and_queries`
 _CHUNKS = 32  # whose angles are summed together
 
 CONFIGURATION: dict[str, dict[str, int]] = {
     "walk": {"BLOCK": 64, "num_warps": 4, "STAGES": 3},
     "walk_outputs": {"BLOCK": 64, "num_warps": 4, "STAGES": 1},
     "gradients": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
-    "keys_and_queries": {"num_warps": 8},
+    "keys_and_queries": {"num_warps": 4},
     "vector_gradients": {"num_warps": 4, "STAGES": 2},
 }
 WARPS_OF_FLOAT32 = {"walk_outputs": 8, "gradients": 8}  # which needs twice the registers
@@ -127,12 +128,12 @@ class Launches:
 
     @functools.cached_property
     def keys_and_queries(self) -> Launch:
-        size = self.size
+        size, columns = self.size, min(_PAIRS_OF_KEYS, self.size.half)
+        warps = CONFIGURATION["keys_and_queries"] if self.rows > 32 else {"num_warps": 2}
         return mamba3_keys.keys_and_queries.bind(
-            (size.slots * size.heads,), size.length, size.heads, size.groups, size.rank, size.state,
-            self.layout.speed_heads, size.pairs, self.B, self.C,
-            **self.vectors,
-            **(CONFIGURATION["keys_and_queries"] if self.rows > 32 else {"num_warps": 4}),
+            (size.slots * size.heads, ceil_div(size.half, columns)), size.length, size.heads, size.groups, size.rank,
+            size.state, self.layout.speed_heads, size.pairs, self.B, self.C,
+            COLUMNS=columns, **self.vectors, **warps,
         )  # fmt: skip
 
     @functools.cached_property
