@@ -262,7 +262,7 @@ def prepare(
     tl.store(place + 3 * field, tl.load(own + at, inside, other=0.0), stored)
     if speeds is not None:
         columns = tl.arange(0, PAIRS)
-        for index in range(HEADS):
+        for index in tl.static_range(HEADS):  # so that all loads are under way together
             one = tl.program_id(1) * HEADS + index
             turned = turns_of_steps(
                 speeds, steps, rows, (rows < end) & (one < heads), one, heads, speed_heads, 0, pairs, PAIRS

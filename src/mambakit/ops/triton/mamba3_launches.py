@@ -27,6 +27,7 @@ _PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PROGRAMS = 256  # about what fills the chip: below it a sequence is walked in several segments
 _LEAST_CHUNKS = 4  # of a segment
 _HEADS = 8  # to a program of `prepare`
+_HEADS_AT_ONCE = 4  # whose loads are under way together in `finish_turns`
 _PAIRS = 16  # to a program of `vector_gradients`, where a chunk has 64 rows
 _PAIRS_OF_KEYS = 32  # to a program of `keys_and_queries`
 _CHUNKS = 32  # whose angles are summed together
@@ -202,5 +203,6 @@ class Launches:
         size = self.size
         return mamba3_angles.finish_turns.bind(
             (size.slots,), size.length, size.rows, size.heads, size.groups, self.layout.speed_heads, size.pairs,
-            BLOCKS=self.pair_blocks, SHARED=self.layout.speed_heads == 1, **self.turns,
+            BLOCKS=self.pair_blocks, HEADS=min(_HEADS_AT_ONCE, power_of_two(size.heads)),
+            SHARED=self.layout.speed_heads == 1, num_warps=8 if size.steps > 32 else 4, **self.turns,
         )  # fmt: skip
