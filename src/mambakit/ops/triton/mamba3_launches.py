@@ -114,10 +114,10 @@ class Launches:
 
     @functools.cached_property
     def prepare(self) -> Launch:
-        size = self.size
+        size, heads = self.size, min(_HEADS, power_of_two(self.size.heads))
         return mamba3_chunk.prepare.bind(
-            (size.slots, ceil_div(size.heads, _HEADS)), size.length, size.heads, self.layout.speed_heads, size.pairs,
-            **self.turns, HEADS=_HEADS, FINE=self.wide,
+            (size.slots, ceil_div(size.heads, heads)), size.length, size.heads, self.layout.speed_heads, size.pairs,
+            **self.turns, HEADS=heads, FINE=self.wide,
         )  # fmt: skip
 
     @functools.cached_property
