@@ -1,5 +1,6 @@
 """Many models in one call: torch.vmap over an operation gives what each model gives alone."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -162,4 +163,28 @@ def test_norms_of_many_models_are_one_launch(shared: bool) -> None:
     wanted = torch.autograd.grad(expected, list(tensors.values()))  # type: ignore[arg-type]
     for name, ours, theirs in zip(tensors, found, wanted, strict=True):
         ours, theirs = (t.sum(0) if dims[name] is None else t for t in (ours, theirs))
+        assert error(ours, theirs) < 1e-5, name
+
+
+@pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
+@pytest.mark.parametrize("length", [6, 18])
+def test_scans_of_many_models_of_mamba3_are_one_launch_of_each_kernel(length: int) -> None:
+    _, tensors = CASES["mamba3_scan"]()
+    along = ("x", "z", "dt", "A", "trap", "B", "C", "angles")
+    tensors = {
+        name: (t[:, :, :length] if name in along else t).to(DEVICE, torch.float32).requires_grad_()
+        for name, t in tensors.items()
+    }
+
+    def on_triton(**given: Tensor) -> Tensor:
+        given["A"] = -given["A"].abs()
+        y: Tensor = ops.mamba3_scan(**given, dt_softplus=True, backend="triton")
+        return y
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's own vmap of an operator warns that it is slow
+        together = torch.vmap(lambda t: on_triton(**t))(tensors)
+    alone = torch.stack([on_triton(**{name: t[index] for name, t in tensors.items()}) for index in range(MODELS)])
+    assert error(together, alone) < 1e-6
+    for name, ours, theirs in zip(tensors, gradients([together], tensors), gradients([alone], tensors), strict=True):
         assert error(ours, theirs) < 1e-5, name

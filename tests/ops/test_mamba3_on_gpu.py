@@ -56,6 +56,26 @@ def test_several_blocks_of_channels_agree_with_the_reference(rank: int | None) -
     agrees(make(1, 18, 1, headdim=70, rank=rank))
 
 
+@pytest.mark.parametrize("wanted", [False, True], ids=["y alone", "with the final state"])
+@pytest.mark.parametrize(("rank", "length"), [(None, 5), (None, 18), (3, 7)])
+def test_short_sequences_that_begin_afresh_agree_with_the_reference(
+    rank: int | None, length: int, wanted: bool
+) -> None:
+    tensors = make(3, length, 2, rank=rank, groups=2)
+    for name in STATE:
+        tensors.pop(name)
+
+    def run(**given: Any) -> tuple[Tensor, ...]:
+        results = scan(**given, chunk_size=64)
+        return results if wanted else results[:1]
+
+    assert_backend_agrees(run, tensors, "triton", torch.float32)
+
+
+def test_short_sequences_from_a_state_that_nothing_follows_agree_with_the_reference() -> None:
+    assert_backend_agrees(lambda **given: scan(**given)[:1], make(2, 9, 2), "triton", torch.float32)
+
+
 @pytest.mark.parametrize("length", [0, 1])
 def test_hardly_any_steps_agree_with_the_reference(length: int) -> None:
     agrees(make(2, length, 2))

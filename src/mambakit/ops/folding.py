@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from mambakit.ops.inputs import ConvInputs, NormInputs, ScanInputs, SsdInputs
-from mambakit.ops.mamba3_inputs import RecurrenceInputs, WholeScanInputs
+from mambakit.ops.mamba3_inputs import RecurrenceInputs, WeightsInputs, WholeScanInputs
 
 Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
 
@@ -90,6 +90,7 @@ FOLDS: Mapping[type, Fold] = {
     RecurrenceInputs: Fold(
         {"v": 3, "k": 3, "q": 3, "log_decay": 2, "scale": 2, "gamma": 2, "initial_state": 1}, y=-2, final_state=1
     ),
+    WeightsInputs: Fold({"dt": 2, "dt_bias": 0, "A": 2, "trap": 2, "angles": 2}, y=-1, final_state=2),
     WholeScanInputs: Fold(
         {
             "x": 2,

@@ -55,6 +55,18 @@ class RecurrenceInputs(NamedTuple):
     chunk_size: int
 
 
+class WeightsInputs(NamedTuple):
+    """Inputs of the operator `mambakit::mamba3_weights`, in any dtypes."""
+
+    dt: Tensor  # (batch, length, heads)
+    dt_bias: Tensor | None  # (heads,)
+    A: Tensor  # (batch, length, heads)
+    trap: Tensor  # (batch, length, heads)
+    angles: Tensor  # (batch, length, heads or 1, pairs)
+    ends: Tensor | None  # (batch * length,), whether a row is the last of its sequence
+    softplus: bool
+
+
 class WholeScanInputs(NamedTuple):
     """Inputs of the operator `mambakit::mamba3_scan`: x, B, C, z share one dtype, the rest is of that of sums.
 

@@ -254,7 +254,7 @@ def _zero_state(inputs: Mamba3Inputs) -> Mamba3State:
     shapes, wide, narrow = _state_shapes(inputs), inputs.A, inputs.x
     return Mamba3State(
         angle=wide.new_zeros(shapes["angle"]),
-        ssm=wide.new_zeros(shapes["ssm"]),
+        ssm=wide.new_zeros(()).expand(shapes["ssm"]),  # large, and added to something or not looked at
         k=wide.new_zeros(shapes["k"]),
         v=narrow.new_zeros(shapes["v"]),
     )

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mambakit.ops import operator, triton
-from mambakit.ops.mamba3_inputs import Mamba3Inputs
+from mambakit.ops.folding import FOLDS, unfolded
+from mambakit.ops.mamba3_inputs import Mamba3Inputs, WeightsInputs
 from mambakit.ops.mamba3_recurrence import following_step
 
 _KERNELS = triton.Kernels("mamba3_weights")
@@ -101,6 +102,14 @@ def _fused_backward(
 @_fused_backward.register_fake
 def _(dt: Tensor, dt_bias: Tensor | None, A: Tensor, trap: Tensor, angles: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(t) for t in (dt, A, trap, angles))
+
+
+@_fused.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Models are more heads: `mambakit.ops.folding`."""
+    folded = FOLDS[WeightsInputs].folded(WeightsInputs(*args), in_dims, info.batch_size)
+    found = _fused(*(t.contiguous() if isinstance(t, Tensor) else t for t in folded))
+    return tuple(unfolded(t, 2, info.batch_size) for t in found), (2,) * len(found)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

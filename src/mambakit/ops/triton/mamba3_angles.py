@@ -3,9 +3,11 @@
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import find_chunk, find_sequence
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length", "pairs"])
 def later_sums(
     sums,  # (slots, heads, pairs) in float64, replaced by the sums over all later chunks
@@ -35,9 +37,10 @@ def later_sums(
         tl.store(whole + (sequence * heads + head) * pairs + columns, carry.to(whole.dtype.element_ty), mask=inside)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length", "rows_in_all", "pairs"])
 def finish_turns(
-    later,  # (slots, heads, pairs) in float64: sums over the chunks after each
+    later,  # (slots, heads, pairs) in float64 or None: sums over the chunks after each
     speeds,
     steps,
     shares,  # (groups, rows, pairs) if SHARED, else grad_speeds itself: what each chunk has found, as step_shares
@@ -55,6 +58,7 @@ def finish_turns(
     STEPS: tl.constexpr,
     PAIRS: tl.constexpr,
     BLOCKS: tl.constexpr,
+    HEADS: tl.constexpr,
     SHARED: tl.constexpr,
 ):
     """Add what later chunks give to the gradients of a chunk's speeds and steps."""
@@ -67,18 +71,30 @@ def finish_turns(
     inside, present = columns < pairs, rows < end
     mask = present[:, None] & inside[None, :]
     of_shared = tl.zeros((STEPS, PAIRS), tl.float32)
-    for head in range(heads):
-        after = tl.load(later + (slot * heads + head) * pairs + columns, mask=inside, other=0.0).to(tl.float32)
-        step = tl.load(steps + rows * heads + head, mask=present, other=0.0)
-        at = ((rows * speed_heads + head % speed_heads) * pairs)[:, None] + columns[None, :]
-        of_step = tl.sum(after[None, :] * tl.load(speeds + at, mask, other=0.0), 1)
-        for block in tl.static_range(BLOCKS):
-            of_step += tl.load(step_shares + (block * rows_in_all + rows) * heads + head, mask=present, other=0.0)
-        tl.store(grad_steps + rows * heads + head, of_step, mask=present)
-        if SHARED:
-            of_shared += step[:, None] * after[None, :]
-        else:
-            tl.store(grad_speeds + at, tl.load(shares + at, mask, other=0.0) + step[:, None] * after[None, :], mask)
+    if SHARED:
+        speed = tl.load(speeds + (rows * pairs)[:, None] + columns[None, :], mask, other=0.0)
+    for first_head in range(0, heads, HEADS):
+        for index in tl.static_range(HEADS):  # so that their loads are under way together
+            head = first_head + index
+            counted = present & (head < heads)
+            after = tl.zeros((PAIRS,), tl.float32)
+            if later is not None:
+                at_later = later + (slot * heads + head) * pairs + columns
+                after = tl.load(at_later, mask=inside & (head < heads), other=0.0).to(tl.float32)
+            step = tl.load(steps + rows * heads + head, mask=counted, other=0.0)
+            if not SHARED:
+                at = ((rows * speed_heads + head) * pairs)[:, None] + columns[None, :]
+                own = counted[:, None] & inside[None, :]
+                speed = tl.load(speeds + at, own, other=0.0)
+            of_step = tl.sum(after[None, :] * speed, 1)
+            for block in tl.static_range(BLOCKS):
+                of_step += tl.load(step_shares + (block * rows_in_all + rows) * heads + head, mask=counted, other=0.0)
+            tl.store(grad_steps + rows * heads + head, of_step, mask=counted)
+            if SHARED:
+                of_shared += step[:, None] * after[None, :]
+            else:
+                found = tl.load(shares + at, own, other=0.0) + step[:, None] * after[None, :]
+                tl.store(grad_speeds + at, found, own)
     if SHARED:
         for group in range(groups):
             at = ((group * rows_in_all + rows) * pairs)[:, None] + columns[None, :]

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.ssd_steps import FORGETS, LOG2_E, decay_between
 
 
@@ -139,17 +140,25 @@ def biased(
     groups,
     rank,
     state,
+    first_pair,
     ROWS: tl.constexpr,
-    HALF: tl.constexpr,
+    COLUMNS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):
     """B or C of one head with its bias added, in float32; zero in rows that are not there."""
     first, second = load_halves(
-        vectors, rows * stride + (ranks * groups + group) * state, present, 0, state, ROWS, HALF, INTERLEAVED
+        vectors,
+        rows * stride + (ranks * groups + group) * state,
+        present,
+        first_pair,
+        state,
+        ROWS,
+        COLUMNS,
+        INTERLEAVED,
     )
     if bias is not None:
         bias_first, bias_second = load_halves(
-            bias, (head * rank + ranks) * state, present, 0, state, ROWS, HALF, INTERLEAVED
+            bias, (head * rank + ranks) * state, present, first_pair, state, ROWS, COLUMNS, INTERLEAVED
         )
         first += bias_first
         second += bias_second
@@ -191,9 +200,11 @@ def cos_sin(
     """cos and sin of the angles of every row and the pairs from `first_pair` on; 1 and 0 for pairs that don't turn."""
     columns = first_pair + tl.arange(0, COLUMNS)
     turns = turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, first_pair, pairs, COLUMNS)
-    local = tl.cumsum(turns, 0)
-    before = tl.load(carries + (slot * heads + head) * pairs + columns, mask=columns < pairs, other=0)
-    angle = (local + before[None, :]).to(tl.int32).to(tl.float32) * 1.4629180792671596e-09
+    whole = tl.cumsum(turns, 0)
+    if carries is not None:
+        before = tl.load(carries + (slot * heads + head) * pairs + columns, mask=columns < pairs, other=0)
+        whole += before[None, :]
+    angle = whole.to(tl.int32).to(tl.float32) * 1.4629180792671596e-09
     if FAST:
         return libdevice.fast_cosf(angle), libdevice.fast_sinf(angle)
     else:
@@ -206,6 +217,7 @@ def turn(first, second, cos, sin):
     return first * cos - second * sin, first * sin + second * cos
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length", "pairs"])
 def prepare(
     log_decay,  # (rows, heads), as scale, own and steps
@@ -250,7 +262,7 @@ def prepare(
     tl.store(place + 3 * field, tl.load(own + at, inside, other=0.0), stored)
     if speeds is not None:
         columns = tl.arange(0, PAIRS)
-        for index in range(HEADS):
+        for index in tl.static_range(HEADS):  # so that all loads are under way together
             one = tl.program_id(1) * HEADS + index
             turned = turns_of_steps(
                 speeds, steps, rows, (rows < end) & (one < heads), one, heads, speed_heads, 0, pairs, PAIRS

@@ -21,6 +21,7 @@ one accumulator of a key's width is alive.
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
     find_chunk,
     load_runs,
@@ -36,25 +37,20 @@ from mambakit.ops.triton.mamba3_walk import gated
 from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 
 
+@Kernel
 @triton.jit(do_not_specialize=["runs_field", "length"])
 def gradients(
     x,
-    x_stride,
     keys,  # (slots, heads, rows, columns), as queries
     queries,
     z,
-    z_stride,
     grad_y,
-    y_stride,
     up,
     gate,
     down,
     D,
-    D_head,
-    D_row,
     runs,
-    runs_field,
-    kept,  # (slots, heads, 2 HALF, headdim): the state before each chunk
+    kept,  # (slots, heads, 2 HALF, headdim): the state before each chunk; None where it is zero
     kept_grads,  # the same: the gradient of that after it
     grad_x,
     grad_z,
@@ -70,11 +66,17 @@ def gradients(
     grad_angles,  # (rows, heads, pairs) or None
     bounds,
     sequence_of_slot,
+    runs_field,
     length,
     heads,
     headdim,
     rank,
     pairs,
+    x_stride,
+    z_stride,
+    y_stride,
+    D_head,
+    D_row,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
@@ -156,9 +158,12 @@ def gradients(
         weight_mask = (ranks < rank)[:, None] & inside[None, :]
         out_inner = a_step[:, None] * (heads * headdim) + channels[None, :]
         out_mask = step_present[:, None] & inside[None, :]
-        S = load_state(kept + at_state, channel_block, headdim, HALF, BLOCK)
-        G = load_state(kept_grads + at_state, channel_block, headdim, HALF, BLOCK)
-        of_total += tl.sum(tl.sum(S.to(tl.float32) * G.to(tl.float32), 1), 0)
+        if kept is not None:
+            S = load_state(kept + at_state, channel_block, headdim, 2 * HALF, BLOCK)
+        if kept_grads is not None:
+            G = load_state(kept_grads + at_state, channel_block, headdim, 2 * HALF, BLOCK)
+        if kept is not None and kept_grads is not None:
+            of_total += tl.sum(tl.sum(S.to(tl.float32) * G.to(tl.float32), 1), 0)
         x_rows = tl.load(x + step[:, None] * x_stride + channels[None, :], mask, other=0.0)
         v = x_rows
         if up is not None:
@@ -170,9 +175,12 @@ def gradients(
         dout = tl.load(grad_y + y_inner, mask, other=0.0).to(tl.float32)
         if D is not None:
             skip = tl.load(D + head * D_head + channels * D_row, inside, other=0.0)[None, :]
-        read = product(q, S, PRECISION) * start[:, None]
+        if kept is not None:
+            read = product(q, S, PRECISION) * start[:, None]
         if GATED:
-            out = read + product(mixed, v, PRECISION)
+            out = product(mixed, v, PRECISION)
+            if kept is not None:
+                out += read
             if D is not None:
                 out += skip * v.to(tl.float32)
             dgated = dout
@@ -198,10 +206,13 @@ def gradients(
                 at = grad_down + slot * heads * rank * headdim
                 store_over_steps(at, dout * out, head, rank, channels, headdim, STEPS, RANKS, BLOCK)
             dout = dgated
-        of_start += tl.sum(read * dout, 1)
-        sent = product(k, G, PRECISION)
-        of_tail += tl.sum(sent * v.to(tl.float32), 1)
-        dv = sent * tail[:, None] + product(tl.trans(mixed), operand(dout, PRECISION), PRECISION)
+        if kept is not None:
+            of_start += tl.sum(read * dout, 1)
+        dv = product(tl.trans(mixed), operand(dout, PRECISION), PRECISION)
+        if kept_grads is not None:
+            sent = product(k, G, PRECISION)
+            of_tail += tl.sum(sent * v.to(tl.float32), 1)
+            dv += sent * tail[:, None]
         if D is not None:
             at = grad_D + (slot * heads + head) * headdim + channels
             tl.store(at, tl.sum(dout * v.to(tl.float32), 0), mask=inside)
@@ -225,32 +236,47 @@ def gradients(
         ddecays += tl.cumsum(starts + within, 0, reverse=True) + (tl.cumsum(sends, 0) - sends)
     tl.store(grad_log_decay + at_step, ddecays, step_present)
 
-    dq = tl.zeros((ROWS, 2 * HALF), tl.float32)
-    for channel_block in tl.static_range(CHANNEL_BLOCKS):
-        if CHANNEL_BLOCKS > 1:
-            S = load_state(kept + at_state, channel_block, headdim, HALF, BLOCK)
-            dout, _ = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
-        dq += product(operand(dout * start[:, None], PRECISION), tl.trans(S), PRECISION)
-    dq += product(dscores, k, PRECISION)
-    tl.store(grad_queries + at_keys + key_inner, dq.to(grad_queries.dtype.element_ty))
+    # Keys and queries by halves, whose products are less wide, and which the gradients of the angles take as they are.
+    index_of_half = index[:, None] * (2 * HALF) + tl.arange(0, HALF)[None, :]
+    turning = (tl.arange(0, HALF) < pairs)[None, :]
+    at_queries, at_own_keys = queries + at_keys + index_of_half, keys + at_keys + index_of_half
+    dq1 = product(dscores, tl.load(at_own_keys), PRECISION)
+    dq2 = product(dscores, tl.load(at_own_keys + HALF), PRECISION)
+    if kept is not None:
+        for channel_block in tl.static_range(CHANNEL_BLOCKS):
+            if CHANNEL_BLOCKS > 1:
+                dout, _ = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
+            narrow = operand(dout * start[:, None], PRECISION)
+            at = kept + at_state
+            dq1 += product(narrow, tl.trans(load_state(at, channel_block, headdim, HALF, BLOCK)), PRECISION)
+            at += HALF * headdim
+            dq2 += product(narrow, tl.trans(load_state(at, channel_block, headdim, HALF, BLOCK)), PRECISION)
+    at = grad_queries + at_keys + index_of_half
+    tl.store(at, dq1.to(grad_queries.dtype.element_ty))
+    tl.store(at + HALF, dq2.to(grad_queries.dtype.element_ty))
     if grad_angles is not None:
-        dangles = against_turned(dq, queries + at_keys, pairs, ROWS, HALF)
+        dangles = against_turned(dq1, dq2, at_queries, turning, HALF)
 
-    dk = tl.zeros((ROWS, 2 * HALF), tl.float32)
-    for channel_block in tl.static_range(CHANNEL_BLOCKS):
-        if CHANNEL_BLOCKS > 1:
-            G = load_state(kept_grads + at_state, channel_block, headdim, HALF, BLOCK)
-            _, v = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
-        dk += product(operand(v.to(tl.float32) * tail[:, None], PRECISION), tl.trans(G), PRECISION)
-    dk += product(tl.trans(dscores), q, PRECISION)
-    tl.store(grad_keys + at_keys + key_inner, dk.to(grad_keys.dtype.element_ty))
+    dk1 = product(tl.trans(dscores), tl.load(at_queries), PRECISION)
+    dk2 = product(tl.trans(dscores), tl.load(at_queries + HALF), PRECISION)
+    if kept_grads is not None:
+        for channel_block in tl.static_range(CHANNEL_BLOCKS):
+            if CHANNEL_BLOCKS > 1:
+                _, v = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
+            narrow = operand(v.to(tl.float32) * tail[:, None], PRECISION)
+            at = kept_grads + at_state
+            dk1 += product(narrow, tl.trans(load_state(at, channel_block, headdim, HALF, BLOCK)), PRECISION)
+            at += HALF * headdim
+            dk2 += product(narrow, tl.trans(load_state(at, channel_block, headdim, HALF, BLOCK)), PRECISION)
+    at = grad_keys + at_keys + index_of_half
+    tl.store(at, dk1.to(grad_keys.dtype.element_ty))
+    tl.store(at + HALF, dk2.to(grad_keys.dtype.element_ty))
     if grad_angles is not None:
-        dangles += against_turned(dk, keys + at_keys, pairs, ROWS, HALF)
-        halves = tl.arange(0, HALF)
+        dangles += against_turned(dk1, dk2, at_own_keys, turning, HALF)
         at_angle = grad_angles + (row * heads + head) * pairs
-        at_angle += a_step[:, None] * (heads * pairs) + halves[None, :]
+        at_angle += a_step[:, None] * (heads * pairs) + tl.arange(0, HALF)[None, :]
         dangles = over_ranks(dangles, STEPS, RANKS, HALF)
-        tl.store(at_angle, dangles, step_present[:, None] & (halves < pairs)[None, :])
+        tl.store(at_angle, dangles, step_present[:, None] & turning)
 
 
 @triton.jit
@@ -289,18 +315,15 @@ def pair_gradients(
 
 
 @triton.jit
-def against_turned(grad, vectors, pairs, ROWS: tl.constexpr, HALF: tl.constexpr):
+def against_turned(grad_first, grad_second, vectors, turning, HALF: tl.constexpr):
     """(ROWS, HALF): grad2 first - grad1 second for every pair of the vectors at `vectors`, whose gradient is `grad`.
 
     That is the gradient of the pairs' angles. Those of keys and queries nearly cancel, since only differences of angles
     count: they are taken before a gradient is rounded.
     """
-    columns = tl.arange(0, 2 * HALF)
-    partner = (columns + HALF) % (2 * HALF)
-    at = vectors + tl.arange(0, ROWS)[:, None] * (2 * HALF) + partner[None, :]
-    other = tl.load(at, (columns % HALF < pairs)[None, :], other=0.0).to(tl.float32)
-    signed = tl.where((columns < HALF)[None, :], -other, other)
-    return tl.sum(tl.reshape(grad * signed, (ROWS, 2, HALF)), 1)
+    first = tl.load(vectors, turning, other=0.0).to(tl.float32)
+    second = tl.load(vectors + HALF, turning, other=0.0).to(tl.float32)
+    return grad_second * first - grad_first * second
 
 
 @triton.jit
@@ -325,10 +348,10 @@ def gated_and_values(channel_block, given, BLOCK: tl.constexpr, RANKED: tl.const
 
 
 @triton.jit
-def load_state(state, channel_block, headdim, HALF: tl.constexpr, BLOCK: tl.constexpr):
-    """(2 HALF, BLOCK): a block of the channels of a state."""
+def load_state(state, channel_block, headdim, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """(COLUMNS, BLOCK): columns of a state from `state` on, of a block of its channels."""
     channels = channel_block * BLOCK + tl.arange(0, BLOCK)
-    at = state + tl.arange(0, 2 * HALF)[:, None] * headdim + channels[None, :]
+    at = state + tl.arange(0, COLUMNS)[:, None] * headdim + channels[None, :]
     return tl.load(at, (channels < headdim)[None, :], other=0.0)
 
 

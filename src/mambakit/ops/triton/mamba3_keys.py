@@ -7,6 +7,7 @@ coordinates of the pairs, then the second ones, zeros where there is none. What 
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
     biased,
     cos_sin,
@@ -18,6 +19,7 @@ from mambakit.ops.triton.mamba3_chunk import (
 )
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length", "pairs"])
 def carry_turns(
     sums,  # (slots, heads, pairs), replaced by the angles before each chunk
@@ -48,12 +50,11 @@ def carry_turns(
         carry += tl.sum(own, 0).to(tl.int32)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length"])
 def keys_and_queries(
     B,
-    B_stride,
     C,
-    C_stride,
     B_bias,
     C_bias,
     speeds,
@@ -70,12 +71,16 @@ def keys_and_queries(
     state,
     speed_heads,
     pairs,
+    B_stride,
+    C_stride,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
+    COLUMNS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     FAST: tl.constexpr,
 ):
+    """COLUMNS pairs of the rows of one chunk and head."""
     ROWS: tl.constexpr = STEPS * RANKS
     slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
     group = head // (heads // groups)
@@ -84,40 +89,31 @@ def keys_and_queries(
     ranks = index % RANKS
     rows = start + index // RANKS
     present = (rows < end) & (ranks < rank)
-    columns = tl.arange(0, HALF)
-    if speeds is not None:
-        cos, sin = cos_sin(
-            speeds,
-            steps,
-            carries,
-            rows,
-            (rows < end) & (ranks == 0),
-            slot,
-            head,
-            heads,
-            speed_heads,
-            0,
-            pairs,
-            HALF,
-            FAST,
-        )
+    first_pair = tl.program_id(1) * COLUMNS
+    columns = first_pair + tl.arange(0, COLUMNS)
     at = (((slot * heads + head) * ROWS + index) * (2 * HALF))[:, None] + columns[None, :]
-    first, second = biased(
-        B, B_bias, rows, B_stride, ranks, present, head, group, groups, rank, state, ROWS, HALF, INTERLEAVED
-    )
-    if speeds is not None:
-        first, second = turn(first, second, cos, sin)
-    tl.store(keys + at, first.to(keys.dtype.element_ty))
-    tl.store(keys + at + HALF, second.to(keys.dtype.element_ty))
-    first, second = biased(
-        C, C_bias, rows, C_stride, ranks, present, head, group, groups, rank, state, ROWS, HALF, INTERLEAVED
-    )
-    if speeds is not None:
-        first, second = turn(first, second, cos, sin)
-    tl.store(queries + at, first.to(queries.dtype.element_ty))
-    tl.store(queries + at + HALF, second.to(queries.dtype.element_ty))
+    B1, B2 = biased(
+        B, B_bias, rows, B_stride, ranks, present, head, group, groups, rank, state, first_pair, ROWS, COLUMNS,
+        INTERLEAVED,
+    )  # fmt: skip
+    C1, C2 = biased(
+        C, C_bias, rows, C_stride, ranks, present, head, group, groups, rank, state, first_pair, ROWS, COLUMNS,
+        INTERLEAVED,
+    )  # fmt: skip
+    if first_pair < pairs:
+        counted = (rows < end) & (ranks == 0)
+        cos, sin = cos_sin(
+            speeds, steps, carries, rows, counted, slot, head, heads, speed_heads, first_pair, pairs, COLUMNS, FAST
+        )
+        B1, B2 = turn(B1, B2, cos, sin)
+        C1, C2 = turn(C1, C2, cos, sin)
+    tl.store(keys + at, B1.to(keys.dtype.element_ty))
+    tl.store(keys + at + HALF, B2.to(keys.dtype.element_ty))
+    tl.store(queries + at, C1.to(queries.dtype.element_ty))
+    tl.store(queries + at + HALF, C2.to(queries.dtype.element_ty))
 
 
+@Kernel
 @triton.jit(do_not_specialize=["length", "rows_in_all"])
 def vector_gradients(
     speeds,
@@ -132,7 +128,7 @@ def vector_gradients(
     grad_C_bias,
     grad_speeds,  # (groups, rows, pairs) if SHARED, else (rows, heads, pairs); from within the chunk, as grad_steps
     grad_steps,  # (blocks of pairs, rows, heads)
-    sums,  # (slots, heads, pairs) in float64: of the gradients of the angles over each chunk
+    sums,  # (slots, heads, pairs) in float64 or None: of the gradients of the angles over each chunk
     bounds,
     sequence_of_slot,
     length,
@@ -197,8 +193,9 @@ def vector_gradients(
             of_C1, of_C2 = turn(of_C1, of_C2, cos, -sin)
             at_angles = ((step_rows * heads + head) * pairs)[:, None] + columns[None, :]
             angles = tl.load(grad_angles + at_angles, in_turns, other=0.0)
-            at_sums = sums + (slot * heads + head) * pairs + columns
-            tl.store(at_sums, tl.sum(angles, 0).to(tl.float64), mask=columns < pairs)
+            if sums is not None:
+                at_sums = sums + (slot * heads + head) * pairs + columns
+                tl.store(at_sums, tl.sum(angles, 0).to(tl.float64), mask=columns < pairs)
             turns = tl.cumsum(angles, 0, reverse=True)
             step = tl.load(steps + step_rows * heads + head, mask=step_present, other=0.0)
             at_speeds = ((step_rows * speed_heads + head % speed_heads) * pairs)[:, None] + columns[None, :]

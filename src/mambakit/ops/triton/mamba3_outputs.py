@@ -11,6 +11,7 @@ the chip but those that the backward pass asks for.
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
     find_sequence,
     load_runs,
@@ -20,37 +21,38 @@ from mambakit.ops.triton.mamba3_chunk import (
     product,
     silu_and_slope,
 )
-from mambakit.ops.triton.mamba3_walk import place_of_columns
+from mambakit.ops.triton.mamba3_walk import load_whole, store_whole
 from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 
 
+@Kernel
 @triton.jit(do_not_specialize=["runs_field", "length", "segment_chunks"])
 def walk_outputs(
     x,
-    x_stride,
     keys,  # (slots, heads, rows, columns), as queries
     queries,
     z,
-    z_stride,
     up,
     gate,
     down,
     D,
-    D_head,
-    D_row,
     runs,
-    runs_field,
     first,  # (sequences * segments, heads, headdim, state) or None, as last
     last,
     kept,  # (slots, heads, 2 HALF, headdim) or None
     y,
     bounds,
+    runs_field,
     length,
     segment_chunks,
     heads,
     headdim,
     rank,
     state,
+    x_stride,
+    z_stride,
+    D_head,
+    D_row,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
@@ -59,6 +61,7 @@ def walk_outputs(
     FINE: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    SINGLE: tl.constexpr,  # no sequence has more than one chunk
 ):
     ROWS: tl.constexpr = STEPS * RANKS
     blocks = tl.cdiv(headdim, BLOCK)
@@ -73,16 +76,14 @@ def walk_outputs(
     step, ranks = index // RANKS, index % RANKS
     inside = channels < headdim
     columns = tl.arange(0, 2 * HALF)
-    source, there = place_of_columns(state, HALF, INTERLEAVED)
     at_segment = (sequence * tl.num_programs(1) + segment) * heads + head
-    at_state = ((at_segment * headdim + channels) * state)[None, :] + source[:, None]
-    state_mask = there[:, None] & inside[None, :]
+    at_state = at_segment * headdim * state
     at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
     weight_mask = (ranks < rank)[:, None] & inside[None, :]
 
     carried = tl.zeros((2 * HALF, BLOCK), tl.float32)
     if first is not None:
-        carried += tl.load(first + at_state, state_mask, other=0.0)
+        carried += load_whole(first + at_state, channels, inside, state, HALF, BLOCK, INTERLEAVED)
     if D is not None:
         skip = tl.load(D + head * D_head + channels * D_row, inside, other=0.0)[None, :]
     x_inner = step[:, None] * x_stride + channels[None, :]
@@ -103,13 +104,15 @@ def walk_outputs(
         owns = tl.load(runs + 3 * runs_field + place + step)
         if up is not None:
             v = v.to(tl.float32) * tl.load(up + at_weight, weight_mask, other=0.0)
-        narrow = operand(carried, PRECISION)
+        if first is not None or not SINGLE:
+            narrow = operand(carried, PRECISION)
         if kept is not None:
             tl.store(kept + at_chunk * (2 * HALF) * headdim + kept_inner, narrow, inside[None, :])
         scores = product(q, tl.trans(k), PRECISION) * pair_weights(coarse, fine, scales, owns, step, FINE)
         scores = operand(scores, PRECISION)
-        out = product(q, narrow, PRECISION) * decay_from_start(coarse, fine, FINE)[:, None]
-        out += product(scores, v, PRECISION)
+        out = product(scores, v, PRECISION)
+        if first is not None or not SINGLE:
+            out += product(q, narrow, PRECISION) * decay_from_start(coarse, fine, FINE)[:, None]
         if D is not None:
             out += skip * v.to(tl.float32)
         if z is not None:
@@ -132,4 +135,4 @@ def walk_outputs(
         carried *= decay_from_start(last_coarse, last_fine, FINE)
         carried += product(tl.trans(k), v.to(tl.float32) * tail[:, None], PRECISION)
     if last is not None:
-        tl.store(last + at_state, carried, state_mask)
+        store_whole(last + at_state, carried, channels, inside, state, HALF, BLOCK, INTERLEAVED)

@@ -11,6 +11,7 @@ from mambakit.ops.packing import sequence_count
 
 _LEAST_ROWS, _MOST_ROWS = 16, 64  # of a chunk: what a product needs at least, what the registers hold
 _GPU_TILE = 64  # seen on an H200 with Triton 3.6: outputs of tiles 32 channels wide were wrong, those of 64 right
+_LEAST_HALF = 32  # of a state on the GPU: both make a tile
 _MOST_STATE = 256
 
 
@@ -37,16 +38,14 @@ class Sizes(NamedTuple):
     state: int
     pairs: int
     steps: int
+    half: int
     sequences: int
     slots: int
+    single: bool  # no sequence has more than one chunk
 
     @property
     def rows(self) -> int:
         return self.batch * self.length
-
-    @property
-    def half(self) -> int:
-        return power_of_two((self.state + 1) // 2, least_tile())
 
 
 def power_of_two(number: int, least: int = 1) -> int:
@@ -55,7 +54,7 @@ def power_of_two(number: int, least: int = 1) -> int:
 
 
 def least_tile() -> int:
-    """The least side of a tile; wider ones than a small case needs are padded with zeros."""
+    """The least side of a tile along channels; what a small case does not fill is zeros."""
     return _LEAST_ROWS if triton.interpreting() else _GPU_TILE
 
 
@@ -64,6 +63,14 @@ def steps_of_chunk(chunk_size: int, rank: int) -> int:
     ranks = power_of_two(rank)
     below = 1 << (max(1, int(chunk_size)).bit_length() - 1)
     return min(max(below, least_tile() // ranks, 1), _MOST_ROWS // ranks)
+
+
+def _steps_of_short(length: int, rank: int) -> int:
+    """Steps of the chunk that holds a whole sequence without a state before or after it.
+
+    No product with a state is formed then, and what remains takes few rows on the GPU, too.
+    """
+    return max(power_of_two(length), _LEAST_ROWS // power_of_two(rank), 1)
 
 
 def _slots(batch: int, length: int, steps: int, cu_seqlens: Tensor | None) -> int:
@@ -80,24 +87,38 @@ def stored_dtype(inputs: WholeScanInputs) -> torch.dtype:
 
 
 def kept(inputs: WholeScanInputs, keep: bool) -> tuple[Tensor, Tensor]:
-    """States and angles before every chunk, unfilled; empty without `keep`."""
+    """States and angles before every chunk, unfilled; empty without `keep`, and where all of them are zero."""
     size = sizes(inputs)
-    count = size.slots if keep else 0
+    count = size.slots if keep and not (size.single and inputs.initial_state is None) else 0
     states = inputs.x.new_empty(count, size.heads, 2 * size.half, size.headdim, dtype=stored_dtype(inputs))
-    return states, kept_angles(inputs, keep)
+    return states, inputs.x.new_empty(size.slots if keep else 0, size.heads, size.pairs, dtype=torch.int32)
 
 
-def kept_angles(inputs: WholeScanInputs, keep: bool) -> Tensor:
-    """Angles before every chunk, unfilled; empty without `keep`."""
-    size = sizes(inputs)
-    return inputs.x.new_empty(size.slots if keep else 0, size.heads, size.pairs, dtype=torch.int32)
+def angles(inputs: WholeScanInputs) -> Tensor:
+    """Angles before every chunk, unfilled."""
+    return kept(inputs, True)[1]
 
 
-def sizes(inputs: WholeScanInputs) -> Sizes:
-    """Those of a scan."""
+def sizes(inputs: WholeScanInputs, short: bool = True) -> Sizes:
+    """Those of a scan; unless `short` its chunks have the rows that products with a state take."""
     (batch, length, heads, headdim), (rank, groups, state) = inputs.x.shape, inputs.B.shape[2:]
-    pairs = 0 if inputs.speeds is None else inputs.speeds.shape[3]
     steps = steps_of_chunk(inputs.chunk_size, rank)
-    sequences = sequence_count(batch, inputs.cu_seqlens)
-    count = _slots(batch, length, steps, inputs.cu_seqlens)
-    return Sizes(batch, length, heads, headdim, rank, groups, state, pairs, steps, sequences, count)
+    single = inputs.cu_seqlens is None and length <= steps
+    if single and short and inputs.initial_state is None:
+        steps = min(steps, _steps_of_short(int(length), rank))
+    least = least_tile() if triton.interpreting() else _LEAST_HALF
+    return Sizes(
+        batch,
+        length,
+        heads,
+        headdim,
+        rank,
+        groups,
+        state,
+        pairs=0 if inputs.speeds is None else inputs.speeds.shape[3],
+        steps=steps,
+        half=power_of_two((state + 1) // 2, least),
+        sequences=sequence_count(batch, inputs.cu_seqlens),
+        slots=_slots(batch, length, steps, inputs.cu_seqlens),
+        single=single,
+    )

@@ -12,6 +12,7 @@ are too few to fill the chip, a sequence is cut into several segments: a first w
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
     find_sequence,
     load_runs,
@@ -37,29 +38,30 @@ def gated(grad, gates, gate, down, at_weight, weight_mask):
     return grad
 
 
+@Kernel
 @triton.jit(do_not_specialize=["runs_field", "length", "segment_chunks"])
 def walk(
     x,  # grad_y with REVERSE
-    x_stride,
     z,
-    z_stride,
     up,
     gate,
     down,
     keys,  # (slots, heads, rows, columns); queries with REVERSE
     runs,
-    runs_field,
     first,  # (sequences * segments, heads, headdim, state) or None, as last
     last,
     kept,  # (slots, heads, 2 HALF, headdim) or None
     factors,  # (sequences * segments, heads) or None: the decay over each segment
     bounds,
+    runs_field,
     length,
     segment_chunks,
     heads,
     headdim,
     rank,
     state,
+    x_stride,
+    z_stride,
     STEPS: tl.constexpr,
     RANKS: tl.constexpr,
     HALF: tl.constexpr,
@@ -89,11 +91,9 @@ def walk(
     weight_mask = (ranks < rank)[:, None] & inside[None, :]
 
     carried = tl.zeros((2 * HALF, BLOCK), tl.float32)
-    source, there = place_of_columns(state, HALF, INTERLEAVED)
-    at_state = ((at_segment * headdim + channels) * state)[None, :] + source[:, None]
-    state_mask = there[:, None] & inside[None, :]
+    at_state = at_segment * headdim * state
     if first is not None:
-        carried += tl.load(first + at_state, state_mask, other=0.0)
+        carried += load_whole(first + at_state, channels, inside, state, HALF, BLOCK, INTERLEAVED)
     x_inner = step[:, None] * x_stride + channels[None, :]
     if RANKED:
         x_inner += (ranks * heads * headdim)[:, None]
@@ -132,17 +132,39 @@ def walk(
     if factors is not None:
         tl.store(factors + at_segment, factor)
     if last is not None:
-        tl.store(last + at_state, carried, state_mask)
+        store_whole(last + at_state, carried, channels, inside, state, HALF, BLOCK, INTERLEAVED)
+
+
+@triton.jit
+def load_whole(pointer, channels, inside, state, HALF: tl.constexpr, BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Of a state (headdim, state) its columns by halves, for some channels: (2 HALF, BLOCK)."""
+    source, there = place_of_columns(state, HALF, INTERLEAVED)
+    at = pointer + (channels * state)[:, None] + source[None, :]
+    tile = tl.load(at, inside[:, None] & there[None, :], other=0.0)
+    if INTERLEAVED:
+        tile = tl.reshape(tl.permute(tl.reshape(tile, (BLOCK, HALF, 2)), (0, 2, 1)), (BLOCK, 2 * HALF))
+    return tl.trans(tile)
+
+
+@triton.jit
+def store_whole(
+    pointer, tile, channels, inside, state, HALF: tl.constexpr, BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr
+):
+    """Store what `load_whole` loads, neighbours in memory from neighbouring threads."""
+    source, there = place_of_columns(state, HALF, INTERLEAVED)
+    tile = tl.trans(tile)
+    if INTERLEAVED:
+        tile = tl.reshape(tl.permute(tl.reshape(tile, (BLOCK, 2, HALF)), (0, 2, 1)), (BLOCK, 2 * HALF))
+    at = pointer + (channels * state)[:, None] + source[None, :]
+    tl.store(at, tile, inside[:, None] & there[None, :])
 
 
 @triton.jit
 def place_of_columns(state, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """Which coordinate of the state each column holds, and whether there is one."""
+    """Which coordinate of the state each column in memory's order holds, and whether there is one."""
     columns = tl.arange(0, 2 * HALF)
     if INTERLEAVED:
-        source = tl.where(columns < HALF, 2 * columns, 2 * (columns - HALF) + 1)
-        there = source < state
+        return columns, columns < state
     else:
         source = tl.where(columns < HALF, columns, columns - HALF + state // 2)
-        there = tl.where(columns < HALF, columns < state // 2, source < state)
-    return source, there
+        return source, tl.where(columns < HALF, columns < state // 2, source < state)

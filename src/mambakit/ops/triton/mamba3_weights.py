@@ -12,6 +12,7 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from mambakit.ops.triton import interpreting
+from mambakit.ops.triton.launch import Kernel
 
 PI = tl.constexpr(3.141592653589793)
 _BLOCK = 1024
@@ -119,6 +120,7 @@ def _is_last(ends, row, there, length):
         return row % length == length - 1
 
 
+@Kernel
 @triton.jit(do_not_specialize=["size", "angle_size", "programs", "length"])
 def _forward(
     dt,
@@ -160,6 +162,7 @@ def _forward(
         tl.store(speeds + at, PI * _tanh(tl.load(angles + at, mask=there, other=0.0).to(tl.float32), FAST), mask=there)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["size", "angle_size", "programs", "length"])
 def _backward(
     dt,
