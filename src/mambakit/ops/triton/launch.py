@@ -115,6 +115,11 @@ def _direct_launch(compiled: Any) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def float32_products() -> str:
+    """How the tensor cores form a product of float32: "tf32x3", as exact as float32, or "tf32" where torch may, too."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
 def power_of_two(number: int, least: int = 1) -> int:
     """The smallest power of two that is at least `number` and `least`."""
     return 1 << (max(number, least, 1) - 1).bit_length()
