@@ -109,7 +109,7 @@ def register(
         f"mambakit::{name}_backward",
         backward,
         mutates_args=(),
-        schema=f"({arguments}, str backend{kept_arguments}, Tensor grad_y, Tensor grad_final_state) -> "
+        schema=f"({arguments}, str backend{kept_arguments}, Tensor grad_y, Tensor? grad_final_state) -> "
         f"({', '.join(['Tensor'] * len(differentiable))})",
     )
     backward_op.register_fake(fake_backward)
@@ -131,6 +131,14 @@ def register(
             values[place] = scalar
         return make(*values), saved[len(tensor_places) :]
 
+    def outer_gradients(
+        ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the backend takes them."""
+        if grad_final_state is None and not getattr(backends[ctx.backend], "ABSENT_GRADIENTS", False):
+            grad_final_state = _given(None, ctx.outputs[1])
+        return _given(grad_y, ctx.outputs[0]), grad_final_state
+
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         if not inputs[count]:
             raise RuntimeError(f"mambakit::{name} was called with keep=False on inputs that require a gradient")
@@ -138,13 +146,7 @@ def register(
 
     def autograd(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, *_: None) -> tuple[Any, ...]:
         inputs, kept_tensors = remembered(ctx)
-        found = backward_op(
-            *inputs,
-            ctx.backend,
-            *kept_tensors,
-            _given(grad_y, ctx.outputs[0]),
-            _given(grad_final_state, ctx.outputs[1]),
-        )
+        found = backward_op(*inputs, ctx.backend, *kept_tensors, *outer_gradients(ctx, grad_y, grad_final_state))
         grads: list[Tensor | None] = [None] * (count + 2)
         for place, grad in zip(gradient_places, found, strict=True):
             grads[place] = None if inputs[place] is None else grad
@@ -177,10 +179,8 @@ def register(
         @once_differentiable
         def backward(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None) -> tuple[Any, ...]:
             inputs, kept_tensors = remembered(ctx)
-            if grad_final_state is None and not getattr(backends[ctx.backend], "ABSENT_GRADIENTS", False):
-                grad_final_state = _given(None, ctx.outputs[1])
-            grad_y = _given(grad_y, ctx.outputs[0])
-            return (*filled_gradients(inputs, ctx.backend, kept_tensors, grad_y, grad_final_state), None, None)
+            outer = outer_gradients(ctx, grad_y, grad_final_state)
+            return (*filled_gradients(inputs, ctx.backend, kept_tensors, *outer), None, None)
 
     def run(inputs: Inputs, backend: str) -> tuple[Tensor, Tensor]:
         keep = _needs_gradient(inputs)
