@@ -9,8 +9,11 @@ Backward: the forward keeps the state before every chunk of 64 steps in the dtyp
 it. The gradients of the states walk back alone (walk_states: reads dy and C, writes as many states), and then all
 chunks are independent: chunk_gradients for dx and what dt needs, with C B^T formed once for several heads of a group,
 key_gradients for dB and dC, summed over heads in registers. What the few programs of a group leave is summed in a fixed
-order (sum_splits), so that every result has the same bits each time. Last come the gradients of dt, A and dt_bias
-(finish_steps).
+order (sum_splits), so that every result has the same bits each time. Last come the gradients of dt (finish_steps),
+and of A, dt_bias and D, summed over chunks (sum_chunks).
+
+Sequences of one chunk that start from no state have a forward of their own (single_outputs), and where no gradient of
+the final state comes in, their backward is chunk_gradients and key_gradients without any state.
 
 Account, bfloat16, b = batch * length * heads steps of headdim P = 64, state N = 128, chunks of Q = 64:
 
@@ -22,7 +25,8 @@ Account, bfloat16, b = batch * length * heads steps of headdim P = 64, state N =
 
 so (8, 2048, 64, 64, 128), a million of b, moves 0.27 GB forward and, with what is kept, 2.7 GB forward and backward. A
 larger chunk would halve the states' share, and its accumulators don't fit the registers. Segments cost walk_states
-once more, without the kept states.
+once more, without the kept states. In float32 a chunk is half as long, and a state twice as large and multiplied in
+pieces: of 16 rows, reread from where they are kept, for the three products of tf32 need the room in the registers.
 """
 
 from typing import Any
@@ -127,6 +131,9 @@ def _forward(inputs: SsdInputs, y: Tensor, final_state: Tensor, kept_states: Ten
         runs = A.new_empty(3, x.shape[2], layout.places)
         if layout.chunks:
             launches.bind("prepare")(dt, A, given_or(dt_bias, A), runs, given_or(tables.chunks, A))
+        if launches.single and initial is None:
+            launches.bind("single_outputs")(x, B, C, given_or(z, x), given_or(D, A), runs, y, final_state)
+            return
         segment_table = given_or(tables.segments, A)
         if layout.segmented:
             starts, factors = (
@@ -138,7 +145,7 @@ def _forward(inputs: SsdInputs, y: Tensor, final_state: Tensor, kept_states: Ten
             pass_states(starts, factors, initial, final_state, tables.first_segment)
             initial = starts
         keep = kept_states.shape[0] > 0
-        if not keep and launches.in_pieces and not (launches.single and initial is None):
+        if not keep and launches.in_pieces:
             kept_states = A.new_empty(layout.segments, x.shape[2], B.shape[3], x.shape[3])
         launches.bind("outputs", initial=initial is not None, keep=keep)(
             x, B, C, given_or(z, x), given_or(D, A), runs, given_or(initial, A), y, final_state, kept_states,

@@ -104,7 +104,6 @@ def walk_outputs(
     HAS_INITIAL: tl.constexpr,
     WRITE_FINAL: tl.constexpr,
     KEEP: tl.constexpr,
-    SINGLE: tl.constexpr,
     FINE: tl.constexpr,
     PACKED: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -113,7 +112,7 @@ def walk_outputs(
 ):
     """Fill y over a segment, and the state after it; with KEEP also the states before its chunks.
 
-    SINGLE promises segments of one chunk: the state before it is the initial one, without which it is zero.
+    In pieces of PIECE rows the states are read back from kept, which without KEEP has a place for every segment.
 
     initial and final are (segments, heads, headdim, state), kept is (chunks, heads, state, headdim) in the dtype of x.
     """
@@ -152,7 +151,7 @@ def walk_outputs(
     if HAS_D:
         skip = tl.load(D + head * D_head + p * D_row, mask=in_p, other=0.0)
     earlier = step[:, None] >= step[None, :]
-    for k in tl.range(0, 1 if SINGLE else tl.cdiv(end - start, CHUNK), num_stages=STAGES):
+    for k in tl.range(0, tl.cdiv(end - start, CHUNK), num_stages=STAGES):
         number = chunk + k
         t = (number - chunk) * CHUNK
         in_rows = step < end - start - k * CHUNK
@@ -171,9 +170,11 @@ def walk_outputs(
         dt = tl.load(runs_at + 2 * whole + t + step)
         narrow = rounded(S, xs, PRECISION)
         keep_at = kept + ((number if KEEP else segment.to(tl.int64)) * heads + head) * headdim * state
-        if KEEP or (PIECE < BLOCK_N and not (SINGLE and not HAS_INITIAL)):
-            if PIECE < BLOCK_N:
-                tl.debug_barrier()
+        if PIECE < BLOCK_N:
+            tl.debug_barrier()  # the last chunk's state has been read
+            tl.store(keep_at + kept_values, narrow, mask=in_n[:, None] & in_p[None, :])
+            tl.debug_barrier()
+        elif KEEP:
             tl.store(keep_at + kept_values, narrow, mask=in_n[:, None] & in_p[None, :])
 
         if PIECE < BLOCK_N:
@@ -183,26 +184,19 @@ def walk_outputs(
             scores = product(Cs, tl.trans(Bs), None, PRECISION)
         decay = decay_between(coarse[:, None], coarse[None, :], fine[:, None], fine[None, :], FINE)
         scores = rounded(tl.where(earlier, scores * decay * dt[None, :], 0.0), xs, PRECISION)
-        if SINGLE and not HAS_INITIAL:
-            out = product(scores, xs, None, PRECISION)
+        if PIECE < BLOCK_N:
+            out = tl.zeros([CHUNK, BLOCK_P], tl.float32)
+            for at in tl.range(0, BLOCK_N, PIECE):
+                m = at + tl.arange(0, PIECE)
+                in_piece = in_rows[:, None] & (m < state)[None, :]
+                in_rows_of_S = (m < state)[:, None] & in_p[None, :]
+                C_piece = tl.load(C_now + step[:, None] * C_row + m[None, :], mask=in_piece, other=0.0)
+                S_piece = tl.load(keep_at + m[:, None] * headdim + p[None, :], mask=in_rows_of_S, other=0.0)
+                out = product(C_piece, S_piece, out, PRECISION)
         else:
-            if PIECE < BLOCK_N:
-                tl.debug_barrier()
-                out = tl.zeros([CHUNK, BLOCK_P], tl.float32)
-                for at in tl.range(0, BLOCK_N, PIECE):
-                    m = at + tl.arange(0, PIECE)
-                    in_piece = in_rows[:, None] & (m < state)[None, :]
-                    piece_of_C = tl.load(C_now + step[:, None] * C_row + m[None, :], mask=in_piece, other=0.0)
-                    S_piece = tl.load(
-                        keep_at + m[:, None] * headdim + p[None, :],
-                        mask=(m < state)[:, None] & in_p[None, :],
-                        other=0.0,
-                    )
-                    out = product(piece_of_C, S_piece, out, PRECISION)
-            else:
-                out = product(Cs, narrow, None, PRECISION)
-            out *= decay_from_start(coarse, fine, FINE)[:, None]
-            out = product(scores, xs, out, PRECISION)
+            out = product(Cs, narrow, None, PRECISION)
+        out *= decay_from_start(coarse, fine, FINE)[:, None]
+        out = product(scores, xs, out, PRECISION)
         if HAS_D:
             out += skip[None, :] * xs
         if HAS_Z:
@@ -211,8 +205,7 @@ def walk_outputs(
 
         to_end = decay_between(last_coarse, coarse, last_fine, fine, FINE) * dt
         weighed = rounded(xs * to_end[:, None], xs, PRECISION)
-        if not SINGLE or HAS_INITIAL:
-            S = S * decay_from_start(last_coarse, last_fine, FINE)
+        S = S * decay_from_start(last_coarse, last_fine, FINE)
         S = product(tl.trans(Bs), weighed, S, PRECISION)
     if WRITE_FINAL:
         tl.store(final + S_at + values, tl.trans(S), mask=in_state)

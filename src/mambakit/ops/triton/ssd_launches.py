@@ -18,6 +18,7 @@ from mambakit.ops.triton.ssd_backward import chunk_gradients, key_gradients, sum
 from mambakit.ops.triton.ssd_forward import walk_outputs, walk_states
 from mambakit.ops.triton.ssd_layout import NO_TABLES, Layout, Tables, cut, cut_pack
 from mambakit.ops.triton.ssd_limits import chunk_of
+from mambakit.ops.triton.ssd_single import single_outputs
 from mambakit.ops.triton.ssd_steps import finish_steps, prepare_steps, sum_chunks
 
 _STEPS_HEADS = 16  # heads to a program of the kernels of ssd_steps
@@ -31,6 +32,9 @@ class Configuration(NamedTuple):
 
     block_outputs: int  # of the headdim
     warps_outputs: int
+    stages_outputs: int
+    block_single: int
+    warps_single: int
     block_states: int
     warps_states: int
     stages_states: int
@@ -52,6 +56,9 @@ def configuration(headdim: int, state: int, dtype: torch.dtype, processors: int)
     return Configuration(
         block_outputs=min(block, 32) if wide and large else block,
         warps_outputs=8 if wide or large else 4,
+        stages_outputs=1,
+        block_single=min(block, 32) if wide and large else block,
+        warps_single=8 if large else 4,
         block_states=narrow,
         warps_states=8 if wide or large else 4,
         stages_states=1 if wide or large else 4,
@@ -209,8 +216,18 @@ class Launches:
             (shape.heads * blocks * layout.segments,), *shape.x_strides, *shape.B_strides, *shape.C_strides,
             *shape.z_strides, *shape.D_strides, *self._walk_numbers(blocks),
             **self._constants(config.block_outputs), PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip,
-            HAS_INITIAL=initial, WRITE_FINAL=not layout.segmented, KEEP=keep, SINGLE=self.single, STAGES=1,
+            HAS_INITIAL=initial, WRITE_FINAL=not layout.segmented, KEEP=keep, STAGES=config.stages_outputs,
             num_warps=config.warps_outputs,
+        )  # fmt: skip
+
+    def _single_outputs(self) -> Callable[..., None]:
+        shape, layout, config = self.shape, self.layout, self.config
+        block = config.block_single
+        return single_outputs.bind(
+            (shape.heads * shape.batch,), *shape.x_strides, *shape.B_strides, *shape.C_strides, *shape.z_strides,
+            *shape.D_strides, shape.length, layout.chunks, shape.heads, shape.headdim, shape.state, self.share,
+            **self._constants(block), BLOCKS=ceil_div(shape.headdim, block), PIECE=min(self.block_state, 2 * _PIECE),
+            HAS_Z=shape.gate, HAS_D=shape.skip, num_warps=config.warps_single,
         )  # fmt: skip
 
     def _states(self, reverse: bool, initial: bool, final: bool, factors: bool, keep: bool) -> Callable[..., None]:
