@@ -172,6 +172,43 @@ def test_gpu_gives_the_same_bits_each_time(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize("initial", [False, True])
+@pytest.mark.parametrize("final", [False, True])
+def test_gpu_agrees_on_sequences_of_one_chunk(backend: str, initial: bool, final: bool) -> None:
+    tensors = make(2, 13, 2, 4, 33, 2)  # 33 numbers of a state: more than a product of float32 takes at once
+    if not initial:
+        del tensors["initial_state"]
+    operation = scan if final else lambda **t: (ssd(**t, dt_softplus=True),)
+    assert_backend_agrees(operation, tensors, backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_gpu_keeps_nothing_before_the_only_chunk_of_a_sequence(backend: str) -> None:
+    tensors = make(2, 13, 2, 4, 33)
+    del tensors["initial_state"]
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        scan(**leaves_of(tensors), backend=backend)
+    assert kept[-1] == (0, 2, 33, 4)
+
+
+@pytest.mark.skipif(not TRITON, reason="Triton can't run here")
+@pytest.mark.parametrize(("allowed", "products"), [(False, "tf32x3"), (True, "tf32")])
+def test_gpu_forms_products_of_float32_in_tf32_where_torch_may(allowed: bool, products: str) -> None:
+    from mambakit.ops.inputs import SsdInputs
+    from mambakit.ops.triton.ssd_launches import launches_of
+
+    t = make(1, 20, 2)
+    inputs = SsdInputs(*(t.get(name) for name in SsdInputs._fields[:9]), None, True, 0.0, math.inf, CHUNK)
+    switch = torch.backends.cuda.matmul
+    before, switch.allow_tf32 = switch.allow_tf32, allowed
+    try:
+        assert launches_of(inputs)[0].shape.precision == products
+    finally:
+        switch.allow_tf32 = before
+
+
+@pytest.mark.parametrize("backend", TRITON)
 @pytest.mark.parametrize("change", [{"dtype": torch.float64}, {"state": 300}])
 def test_what_the_gpu_does_not_take_is_refused_by_name_and_served_by_the_next(backend: str, change: dict) -> None:
     tensors = make(1, 3, 1, **change)

@@ -131,10 +131,13 @@ def register(
             values[place] = scalar
         return make(*values), saved[len(tensor_places) :]
 
-    def of_final_state(ctx: Any, gradient: Tensor | None) -> Tensor | None:
-        """The gradient as the backend takes it."""
-        absent = getattr(backends[ctx.backend], "ABSENT_GRADIENTS", False)
-        return gradient if absent else _given(gradient, ctx.outputs[1])
+    def outer_gradients(
+        ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the backend takes them."""
+        if grad_final_state is None and not getattr(backends[ctx.backend], "ABSENT_GRADIENTS", False):
+            grad_final_state = _given(None, ctx.outputs[1])
+        return _given(grad_y, ctx.outputs[0]), grad_final_state
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         if not inputs[count]:
@@ -143,13 +146,7 @@ def register(
 
     def autograd(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, *_: None) -> tuple[Any, ...]:
         inputs, kept_tensors = remembered(ctx)
-        found = backward_op(
-            *inputs,
-            ctx.backend,
-            *kept_tensors,
-            _given(grad_y, ctx.outputs[0]),
-            of_final_state(ctx, grad_final_state),
-        )
+        found = backward_op(*inputs, ctx.backend, *kept_tensors, *outer_gradients(ctx, grad_y, grad_final_state))
         grads: list[Tensor | None] = [None] * (count + 2)
         for place, grad in zip(gradient_places, found, strict=True):
             grads[place] = None if inputs[place] is None else grad
@@ -182,9 +179,8 @@ def register(
         @once_differentiable
         def backward(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None) -> tuple[Any, ...]:
             inputs, kept_tensors = remembered(ctx)
-            grad_final_state = of_final_state(ctx, grad_final_state)
-            grad_y = _given(grad_y, ctx.outputs[0])
-            return (*filled_gradients(inputs, ctx.backend, kept_tensors, grad_y, grad_final_state), None, None)
+            outer = outer_gradients(ctx, grad_y, grad_final_state)
+            return (*filled_gradients(inputs, ctx.backend, kept_tensors, *outer), None, None)
 
     def run(inputs: Inputs, backend: str) -> tuple[Tensor, Tensor]:
         keep = _needs_gradient(inputs)

@@ -217,7 +217,8 @@ def _outputs(inputs: SsdInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
     slots = 0
     if keep and backend == "triton":
         packed = None if inputs.cu_seqlens is None else sequences
-        slots = ssd_limits.kept_chunks(batch, length, packed, ssd_limits.chunk_of(inputs.chunk_size, x.dtype))
+        chunk = ssd_limits.chunk_of(inputs.chunk_size, length, x.dtype)
+        slots = ssd_limits.kept_chunks(batch, length, packed, chunk, inputs.initial_state is not None)
     elif keep:
         slots = batch * length // inputs.chunk_size + sequences
     inner = (headdim, state) if backend != "triton" else ssd_limits.filled(headdim, state, x.dtype)[::-1]

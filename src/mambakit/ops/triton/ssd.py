@@ -9,8 +9,11 @@ Backward: the forward keeps the state before every chunk of 64 steps in the dtyp
 it. The gradients of the states walk back alone (walk_states: reads dy and C, writes as many states), and then all
 chunks are independent: chunk_gradients for dx and what dt needs, with C B^T formed once for several heads of a group,
 key_gradients for dB and dC, summed over heads in registers. What the few programs of a group leave is summed in a fixed
-order (sum_splits), so that every result has the same bits each time. Last come the gradients of dt, A and dt_bias
-(finish_steps).
+order (sum_splits), so that every result has the same bits each time. Last come the gradients of dt (finish_steps),
+and of A, dt_bias and D, summed over chunks (sum_chunks).
+
+Sequences of one chunk that start from no state have a forward of their own (single_outputs), and where no gradient of
+the final state comes in, their backward is chunk_gradients and key_gradients without any state.
 
 Account, bfloat16, b = batch * length * heads steps of headdim P = 64, state N = 128, chunks of Q = 64:
 
@@ -22,7 +25,8 @@ Account, bfloat16, b = batch * length * heads steps of headdim P = 64, state N =
 
 so (8, 2048, 64, 64, 128), a million of b, moves 0.27 GB forward and, with what is kept, 2.7 GB forward and backward. A
 larger chunk would halve the states' share, and its accumulators don't fit the registers. Segments cost walk_states
-once more, without the kept states.
+once more, without the kept states. In float32 a chunk is half as long, and a state twice as large and multiplied in
+pieces: of 16 rows, reread from where they are kept, for the three products of tf32 need the room in the registers.
 """
 
 from typing import Any
@@ -32,11 +36,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambakit.ops.inputs import SsdInputs
-from mambakit.ops.triton.ssd_backward import chunk_gradients
-from mambakit.ops.triton.ssd_forward import walk_outputs
-from mambakit.ops.triton.ssd_launches import Call, given_or, split
+from mambakit.ops.triton.launch import on_device_of, rows_contiguous
+from mambakit.ops.triton.ssd_launches import given_or, launches_of
 from mambakit.ops.triton.ssd_limits import filled
 from mambakit.ops.triton.state_passing import pass_states
+
+ABSENT_GRADIENTS = True  # what `backward` takes in place of zeros: `mambakit.ops.operator`
 
 _DIFFERENTIABLE = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
 _CONTIGUOUS = torch.contiguous_format
@@ -59,10 +64,10 @@ def forward(inputs: SsdInputs, y: Tensor, final_state: Tensor, kept_states: Tens
 
 
 def backward(
-    inputs: SsdInputs, kept: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor, grads: SsdInputs
+    inputs: SsdInputs, kept: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor | None, grads: SsdInputs
 ) -> None:
     """Fill `grads`."""
-    if grad_final_state.numel() == 0 or grad_y.numel() == 0:
+    if inputs.B.shape[3] == 0 or grad_y.numel() == 0:
         _without_steps(grad_final_state, grads)
         return
     whole = _in_whole_blocks(inputs)
@@ -76,7 +81,7 @@ def backward(
         if getattr(grads, name) is not None
     }
     wide = grads._replace(**unfilled)
-    wide_grad_state = F.pad(grad_final_state, (0, states, 0, rows))
+    wide_grad_state = None if grad_final_state is None else F.pad(grad_final_state, (0, states, 0, rows))
     _backward(whole, kept, F.pad(grad_y, (0, rows)), wide_grad_state, wide)
     for name in _DIFFERENTIABLE:
         grad: Tensor | None = getattr(grads, name)
@@ -118,131 +123,123 @@ def _aligned(tensor: Tensor) -> bool:
 
 
 def _forward(inputs: SsdInputs, y: Tensor, final_state: Tensor, kept_states: Tensor) -> None:
-    call = Call(inputs)
-    layout, heads = call.layout, inputs.x.shape[2]
-    with torch.cuda.device_of(y):
-        call.prepare()
-        initial = call.initial
+    inputs = _with_contiguous_rows(inputs)
+    x, dt, A, B, C, D, z, dt_bias, initial, *_ = inputs
+    with on_device_of(y):
+        launches, tables = launches_of(inputs)
+        layout = launches.layout
+        runs = A.new_empty(3, x.shape[2], layout.places)
+        if layout.chunks:
+            launches.bind("prepare")(dt, A, given_or(dt_bias, A), runs, given_or(tables.chunks, A))
+        if launches.single and initial is None:
+            launches.bind("single_outputs")(x, B, C, given_or(z, x), given_or(D, A), runs, y, final_state)
+            return
+        segment_table = given_or(tables.segments, A)
         if layout.segmented:
-            initial, factors = call.parts()
-            call.walk_states(call.x, call.B, None, None, initial, factors, None, reverse=False)
-            pass_states(initial, factors, call.initial, final_state, layout.first_segment)
-        walk_outputs[(heads, call.blocks, layout.segments)](
-            call.x,
-            call.B,
-            call.C,
-            given_or(call.z, call.x),
-            given_or(call.D, call.runs),
-            call.runs,
-            given_or(initial, call.runs),
-            y,
-            final_state,
-            kept_states,
-            given_or(layout.segment_table, call.runs),
-            *call.x.stride()[:3],
-            *call.B.stride()[:3],
-            *call.C.stride()[:3],
-            *given_or(call.z, call.x).stride()[:3],
-            *_strides_of(call.D),
-            *call.walk_sizes,
-            CHUNK=layout.chunk,
-            BLOCK_P=call.config.block_headdim,
-            BLOCK_N=call.block_state,
-            HAS_Z=call.z is not None,
-            HAS_D=call.D is not None,
-            HAS_INITIAL=initial is not None,
-            WRITE_FINAL=not layout.segmented,
-            KEEP=kept_states.shape[0] > 0,
-            FINE=call.fine,
-            PACKED=layout.segment_table is not None,
-            ALIGN=call.align,
-            PRECISION=call.precision,
-            STAGES=call.config.stages_outputs,
-            num_warps=call.config.warps_outputs,
-        )
+            starts, factors = (
+                A.new_empty(layout.segments, *final_state.shape[1:]),
+                A.new_empty(layout.segments, x.shape[2]),
+            )
+            walk = launches.bind("states", reverse=False, initial=False, final=True, factors=True, keep=False)
+            walk(x, B, x, runs, A, starts, factors, A, segment_table)
+            pass_states(starts, factors, initial, final_state, tables.first_segment)
+            initial = starts
+        keep = kept_states.shape[0] > 0
+        if not keep and launches.in_pieces:
+            kept_states = A.new_empty(layout.segments, x.shape[2], B.shape[3], x.shape[3])
+        launches.bind("outputs", initial=initial is not None, keep=keep)(
+            x, B, C, given_or(z, x), given_or(D, A), runs, given_or(initial, A), y, final_state, kept_states,
+            segment_table,
+        )  # fmt: skip
 
 
 def _backward(
-    inputs: SsdInputs, kept: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor, grads: SsdInputs
+    inputs: SsdInputs, kept: tuple[Tensor, ...], grad_y: Tensor, ending: Tensor | None, grads: SsdInputs
 ) -> None:
-    call = Call(inputs)
-    layout, x = call.layout, call.x
-    heads, groups = x.shape[2], call.B.shape[2]
-    dy, ending = grad_y.contiguous(), grad_final_state.contiguous()
-    absent = call.runs
-    with torch.cuda.device_of(x):
-        call.prepare()
-        state_grads = torch.empty_like(kept[0])
-        d_initial = grads.initial_state
-        if layout.segmented:
-            parts, factors = call.parts()
-            call.walk_states(dy, call.C, call.z, None, parts, factors, None, reverse=True)
-            pass_states(parts, factors, ending, d_initial, layout.first_segment, reverse=True)
-            call.walk_states(dy, call.C, call.z, parts, None, None, state_grads, reverse=True)
-        else:
-            call.walk_states(dy, call.C, call.z, ending, d_initial, None, state_grads, reverse=True)
+    inputs = _with_contiguous_rows(inputs)
+    x, dt, A, B, C, D, z, dt_bias, *_ = inputs
+    heads, states, dy = x.shape[2], kept[0], grad_y.contiguous()
+    ending = None if ending is None else ending.contiguous()
+    with on_device_of(x):
+        launches, tables = launches_of(inputs)
+        layout = launches.layout
+        runs = A.new_empty(3, heads, layout.places)
+        chunk_table = given_or(tables.chunks, A)
+        launches.bind("prepare")(dt, A, given_or(dt_bias, A), runs, chunk_table)
+        state_grads = None
+        if ending is not None or not launches.single:
+            state_grads = x.new_empty(layout.chunks, heads, B.shape[3], x.shape[3])
+        if state_grads is not None or grads.initial_state is not None:
+            _walk_back(inputs, runs, dy, ending, state_grads, grads.initial_state)
 
-        share = heads // groups
-        programs = max(1, layout.chunks * groups)
-        splits, heads_of_program = split(share, programs, call.config.gradient_programs_wanted)
-        dpairs = call.runs.new_empty(splits, layout.chunks, groups, layout.chunk, layout.chunk)
-        steps = call.runs.new_empty(4, call.blocks, heads, layout.places)
-        through = call.runs.new_empty(call.blocks, heads, layout.chunks)
-        dD = None if call.D is None else call.runs.new_empty(layout.chunks, *call.D.shape)
-        chunk_gradients[(groups * splits, layout.chunks)](
-            x,
-            call.B,
-            call.C,
-            given_or(call.z, x),
-            given_or(call.D, absent),
-            dy,
-            call.runs,
-            kept[0],
-            state_grads,
-            grads.x,
-            dpairs,
-            given_or(grads.z, x),
-            given_or(dD, absent),
-            *steps,
-            through,
-            given_or(layout.chunk_table, absent),
-            *x.stride()[:3],
-            *call.B.stride()[:3],
-            *call.C.stride()[:3],
-            *given_or(call.z, x).stride()[:3],
-            *_strides_of(call.D),
-            *call.chunk_sizes,
-            splits,
-            heads_of_program,
-            BLOCKS=call.blocks,
-            CHUNK=layout.chunk,
-            BLOCK_P=call.config.block_headdim,
-            BLOCK_N=call.block_state,
-            HAS_Z=call.z is not None,
-            HAS_D=call.D is not None,
-            FINE=call.fine,
-            PACKED=layout.chunk_table is not None,
-            ALIGN=call.align,
-            PRECISION=call.precision,
-            STAGES=call.config.stages_gradients,
-            num_warps=call.config.warps_gradients,
-        )
-        call.key_gradients(x, call.C, None, state_grads, dpairs, grads.B, source=True)
-        call.key_gradients(dy, call.B, call.z, kept[0], dpairs, grads.C, source=False)
-        call.finish(steps, through, grads)
-        if dD is not None:
-            torch.sum(dD, 0, out=grads.D)
+        has_states = states.shape[0] > 0
+        pairs = A.new_empty(launches.splits, layout.chunks, B.shape[2], layout.chunk, layout.chunk)
+        steps = A.new_empty(4, heads, layout.places)
+        through = A.new_empty(heads, layout.chunks)
+        dD = A if D is None else A.new_empty(layout.chunks, *D.shape)
+        launches.bind("gradients", states=has_states, state_grads=state_grads is not None)(
+            x, B, C, given_or(z, x), given_or(D, A), dy, runs, states, given_or(state_grads, x), grads.x, pairs,
+            given_or(grads.z, x), dD, steps, through, chunk_table,
+        )  # fmt: skip
+        for v, keys, gate, of_states, total, source in (
+            (x, C, x, state_grads, grads.B, True),
+            (dy, B, given_or(z, x), states if has_states else None, grads.C, False),
+        ):
+            parts = total if launches.splits == 1 else A.new_empty(launches.splits, *total.shape)
+            keys_of = launches.bind("keys", source=source, states=of_states is not None)
+            keys_of(v, keys, gate, runs, given_or(of_states, x), pairs, parts, chunk_table)
+            if launches.splits > 1:
+                launches.bind("sum_splits")(parts, total)
+        dA = A.new_empty(layout.chunks, heads)
+        ddt_bias = A if dt_bias is None else A.new_empty(layout.chunks, heads)
+        launches.bind("finish")(
+            dt, A, given_or(dt_bias, A), runs, steps, through, grads.dt, dA, ddt_bias, chunk_table
+        )  # fmt: skip
+        launches.bind("sum_chunks")(dA, ddt_bias, dD, grads.A, given_or(grads.dt_bias, A), given_or(grads.D, A))
 
 
-def _without_steps(grad_final_state: Tensor, grads: SsdInputs) -> None:
+def _walk_back(
+    inputs: SsdInputs, runs: Tensor, dy: Tensor, ending: Tensor | None, into: Tensor | None, d_initial: Tensor | None
+) -> None:
+    """Fill the gradients of the states after the chunks, and of the initial ones, from those of the final ones."""
+    launches, tables = launches_of(inputs)
+    layout, A, C, z = launches.layout, inputs.A, inputs.C, given_or(inputs.z, inputs.x)
+    segment_table = given_or(tables.segments, A)
+    if layout.segmented:
+        heads, headdim = inputs.x.shape[2:]
+        parts, factors = A.new_empty(layout.segments, heads, headdim, C.shape[3]), A.new_empty(layout.segments, heads)
+        walk = launches.bind("states", reverse=True, initial=False, final=True, factors=True, keep=False)
+        walk(dy, C, z, runs, A, parts, factors, A, segment_table)
+        sequences = None if tables.first_segment is not None else inputs.x.shape[0]
+        pass_states(
+            parts, factors, ending, d_initial, tables.first_segment, reverse=True, sequences=sequences
+        )  # fmt: skip
+        ending, d_initial = parts, None
+    walk = launches.bind(
+        "states", reverse=True, initial=ending is not None, final=d_initial is not None, factors=False,
+        keep=into is not None,
+    )  # fmt: skip
+    walk(dy, C, z, runs, given_or(ending, A), given_or(d_initial, A), A, given_or(into, A), segment_table)
+
+
+def _with_contiguous_rows(inputs: SsdInputs) -> SsdInputs:
+    x, _, A, B, C, _, z, dt_bias, initial, *_ = inputs
+    return inputs._replace(
+        x=rows_contiguous(x),
+        A=A.contiguous(),
+        B=rows_contiguous(B),
+        C=rows_contiguous(C),
+        z=None if z is None else rows_contiguous(z),
+        dt_bias=None if dt_bias is None else dt_bias.contiguous(),
+        initial_state=None if initial is None else initial.contiguous(),
+    )
+
+
+def _without_steps(grad_final_state: Tensor | None, grads: SsdInputs) -> None:
     """The gradients where there is nothing to scan: the final state is the initial one."""
     for name in _DIFFERENTIABLE[:-1]:
         grad: Tensor | None = getattr(grads, name)
         if grad is not None:
             grad.zero_()
     if grads.initial_state is not None:
-        grads.initial_state.copy_(grad_final_state)
-
-
-def _strides_of(D: Tensor | None) -> tuple[int, ...]:
-    return (0, 0) if D is None else D.stride()
+        grads.initial_state.zero_() if grad_final_state is None else grads.initial_state.copy_(grad_final_state)

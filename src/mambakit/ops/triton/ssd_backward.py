@@ -28,13 +28,15 @@ exact where a step forgets everything.
 import triton
 import triton.language as tl
 
-from mambakit.ops.triton.ssd_forward import product, rounded, silu
+from mambakit.ops.triton.launch import Kernel
+from mambakit.ops.triton.ssd_forward import product, rounded, scores_of, silu
 from mambakit.ops.triton.ssd_layout import chunk_place
 from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 
 _RUN_TIME = ["length", "chunks_of_sequence", "chunks", "heads", "splits", "heads_of_program"]
 
 
+@Kernel
 @triton.jit(do_not_specialize=[*_RUN_TIME, "x_batch", "B_batch", "C_batch", "z_batch"])
 def chunk_gradients(
     x,
@@ -50,10 +52,7 @@ def chunk_gradients(
     dpairs,
     dz,
     dD,
-    across,
-    dscale,
-    sent,
-    within,
+    steps,
     through,
     table,
     x_batch,
@@ -83,8 +82,11 @@ def chunk_gradients(
     CHUNK: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PIECE: tl.constexpr,
     HAS_Z: tl.constexpr,
     HAS_D: tl.constexpr,
+    HAS_STATES: tl.constexpr,
+    HAS_STATE_GRADS: tl.constexpr,
     FINE: tl.constexpr,
     PACKED: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -94,12 +96,16 @@ def chunk_gradients(
     """Fill dx, dz, the sums of dt_j R_ji over each program's heads: dpairs (splits, chunks, groups, CHUNK, CHUNK), and
     for each chunk what it adds to dD (chunks, heads, headdim).
 
-    states and state_grads are (chunks, heads, state, headdim); dy, dx, dz are contiguous. across, dscale, sent and
-    within are (BLOCKS, heads, places), through is (BLOCKS, heads, chunks).
+    states and state_grads are (chunks, heads, state, headdim); dy, dx, dz are contiguous. steps is (4, heads, places):
+    across, dscale, sent and within; through is (heads, chunks).
+
+    The states lack where they are zero, and so do their gradients. In float32 they are multiplied in pieces of PIECE
+    rows: what is split for tf32 overflows the registers otherwise.
     """
-    group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
-    chunk = tl.program_id(1).to(tl.int64)
     groups = heads // share
+    part = tl.program_id(0) % (groups * splits)
+    group, split = part // splits, part % splits
+    chunk = (tl.program_id(0) // (groups * splits)).to(tl.int64)
     batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
     step = tl.arange(0, CHUNK)
     n = tl.arange(0, BLOCK_N)
@@ -108,31 +114,25 @@ def chunk_gradients(
     in_B = in_rows[:, None] & in_n[None, :]
     B_at = B + tl.multiple_of(sequence * B_batch + rows * B_row, ALIGN) + group * B_group
     C_at = C + tl.multiple_of(sequence * C_batch + rows * C_row, ALIGN) + group * C_group
-    Bs = tl.load(B_at + step[:, None] * B_row + n[None, :], mask=in_B, other=0.0)
-    Cs = tl.load(C_at + step[:, None] * C_row + n[None, :], mask=in_B, other=0.0)
     x_base = x + tl.multiple_of(sequence * x_batch + rows * x_row, ALIGN)
     z_base = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN)
     dy_base = (sequence * length + rows) * heads * headdim
     chunks_wide = chunks.to(tl.int64)
     whole = chunks_wide * heads
 
+    across, dscale = steps, steps + whole * CHUNK
+    sent, within = steps + 2 * whole * CHUNK, steps + 3 * whole * CHUNK
     later = step[None, :] >= step[:, None]
-    scores = product(Bs, tl.trans(Cs), None, PRECISION)
+    if PIECE < BLOCK_N:
+        scores = scores_of(B_at, B_row, C_at, C_row, in_rows, state, CHUNK, BLOCK_N, PIECE, PRECISION)
+    else:
+        Bs = tl.load(B_at + step[:, None] * B_row + n[None, :], mask=in_B, other=0.0)
+        Cs = tl.load(C_at + step[:, None] * C_row + n[None, :], mask=in_B, other=0.0)
+        scores = product(Bs, tl.trans(Cs), None, PRECISION)
     dscores = tl.zeros([CHUNK, CHUNK], tl.float32)
     first = group * share + split * heads_of_program
     end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
-    for unit in tl.range(first * BLOCKS, end_head * BLOCKS, num_stages=STAGES):
-        head, block = unit // BLOCKS, unit % BLOCKS
-        p = block * BLOCK_P + tl.arange(0, BLOCK_P)
-        in_p = p < headdim
-        in_x = in_rows[:, None] & in_p[None, :]
-        xs = tl.load(x_base + head * x_head + step[:, None] * x_row + p[None, :], mask=in_x, other=0.0)
-        dy_at = dy_base + head * headdim + step[:, None] * (heads * headdim) + p[None, :]
-        dys = tl.load(dy + dy_at, mask=in_x, other=0.0)
-        S_at = (chunk * heads + head) * headdim * state + n[:, None] * headdim + p[None, :]
-        in_state = in_n[:, None] & in_p[None, :]
-        S = tl.load(states + S_at, mask=in_state, other=0.0)
-        G = tl.load(state_grads + S_at, mask=in_state, other=0.0)
+    for head in tl.range(first, end_head, num_stages=STAGES):
         place = (chunks_wide * head + chunk) * CHUNK
         coarse = tl.load(runs + place + step)
         last_coarse = tl.load(runs + place + CHUNK - 1)
@@ -141,59 +141,99 @@ def chunk_gradients(
             fine = tl.load(runs + whole * CHUNK + place + step)
             last_fine = tl.load(runs + whole * CHUNK + place + CHUNK - 1)
         dt = tl.load(runs + 2 * whole * CHUNK + place + step)
-
-        place += block * whole * CHUNK
-        kept = tl.sum(tl.sum(S.to(tl.float32) * G.to(tl.float32), 1), 0)
-        kept *= decay_from_start(last_coarse, last_fine, FINE)
-        tl.store(through + (block * whole + chunks_wide * head + chunk), kept)
-        from_start = decay_from_start(coarse, fine, FINE)
         decay = decay_between(coarse[None, :], coarse[:, None], fine[None, :], fine[:, None], FINE)
         decay = tl.where(later, decay, 0.0)
-        if HAS_D:
-            skip = tl.load(D + head * D_head + p * D_row, mask=in_p, other=0.0)
-        read = product(Cs, S, None, PRECISION) * from_start[:, None]
-        if HAS_Z:
-            zs = tl.load(z_base + head * z_head + step[:, None] * z_row + p[None, :], mask=in_x, other=0.0)
-            zs = zs.to(tl.float32)
-            on = 1.0 / (1.0 + tl.exp(-zs))
-            weighed = tl.trans(rounded(scores * decay * dt[:, None], xs, PRECISION))
-            out = product(weighed, xs, None, PRECISION) + read
-            if HAS_D:
-                out += skip[None, :] * xs
-            tl.store(dz + dy_at, dys * out * (on * (1.0 + zs * (1.0 - on))), mask=in_x)
-            dys = rounded(dys * (zs * on), xs, PRECISION)
-        if HAS_D:
-            dD_at = (chunk * heads + head) * headdim + p
-            tl.store(dD + dD_at, tl.sum(dys.to(tl.float32) * xs.to(tl.float32), 0), mask=in_p)
 
-        reach = product(xs, tl.trans(dys), None, PRECISION) * decay
+        reach = tl.zeros([CHUNK, CHUNK], tl.float32)
+        across_i = tl.zeros([CHUNK], tl.float32)
+        written_in = tl.zeros([CHUNK], tl.float32)
+        kept = 0.0
+        for block in tl.range(0, BLOCKS, num_stages=STAGES):
+            p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+            in_p = p < headdim
+            in_x = in_rows[:, None] & in_p[None, :]
+            xs = tl.load(x_base + head * x_head + step[:, None] * x_row + p[None, :], mask=in_x, other=0.0)
+            dy_at = dy_base + head * headdim + step[:, None] * (heads * headdim) + p[None, :]
+            dys = tl.load(dy + dy_at, mask=in_x, other=0.0)
+            S_at = (chunk * heads + head) * headdim * state + p[None, :]
+            read = tl.zeros([CHUNK, BLOCK_P], tl.float32)
+            moved = tl.zeros([CHUNK, BLOCK_P], tl.float32)
+            if PIECE < BLOCK_N:
+                if HAS_STATES or HAS_STATE_GRADS:
+                    for at in tl.range(0, BLOCK_N, PIECE):
+                        m = at + tl.arange(0, PIECE)
+                        in_piece = in_rows[:, None] & (m < state)[None, :]
+                        in_state = (m < state)[:, None] & in_p[None, :]
+                        if HAS_STATES:
+                            Cs = tl.load(C_at + step[:, None] * C_row + m[None, :], mask=in_piece, other=0.0)
+                            S = tl.load(states + S_at + m[:, None] * headdim, mask=in_state, other=0.0)
+                            read = product(Cs, S, read, PRECISION)
+                        if HAS_STATE_GRADS:
+                            Bs = tl.load(B_at + step[:, None] * B_row + m[None, :], mask=in_piece, other=0.0)
+                            G = tl.load(state_grads + S_at + m[:, None] * headdim, mask=in_state, other=0.0)
+                            moved = product(Bs, G, moved, PRECISION)
+                        if HAS_STATES and HAS_STATE_GRADS:
+                            kept += tl.sum(tl.sum(S * G, 1), 0)
+            else:
+                in_state = in_n[:, None] & in_p[None, :]
+                if HAS_STATES:
+                    S = tl.load(states + S_at + n[:, None] * headdim, mask=in_state, other=0.0)
+                    read = product(Cs, S, None, PRECISION)
+                if HAS_STATE_GRADS:
+                    G = tl.load(state_grads + S_at + n[:, None] * headdim, mask=in_state, other=0.0)
+                if HAS_STATES and HAS_STATE_GRADS:
+                    kept += tl.sum(tl.sum(S.to(tl.float32) * G.to(tl.float32), 1), 0)
+            if HAS_STATES:
+                read *= decay_from_start(coarse, fine, FINE)[:, None]
+            if HAS_D:
+                skip = tl.load(D + head * D_head + p * D_row, mask=in_p, other=0.0)
+            if HAS_Z:
+                zs = tl.load(z_base + head * z_head + step[:, None] * z_row + p[None, :], mask=in_x, other=0.0)
+                zs = zs.to(tl.float32)
+                on = 1.0 / (1.0 + tl.exp(-zs))
+                weighed = tl.trans(rounded(scores * decay * dt[:, None], xs, PRECISION))
+                out = product(weighed, xs, read, PRECISION)
+                if HAS_D:
+                    out += skip[None, :] * xs
+                tl.store(dz + dy_at, dys * out * (on * (1.0 + zs * (1.0 - on))), mask=in_x)
+                dys = rounded(dys * (zs * on), xs, PRECISION)
+            if HAS_D:
+                dD_at = (chunk * heads + head) * headdim + p
+                tl.store(dD + dD_at, tl.sum(dys.to(tl.float32) * xs.to(tl.float32), 0), mask=in_p)
+            reach = product(xs, tl.trans(dys), reach, PRECISION)
+            if HAS_STATES:
+                across_i += tl.sum(read * dys, 1)
+            # Scaled apart: a sum of the two products would be one accumulator, and in the layout of neither.
+            dxs = product(rounded(scores * decay, xs, PRECISION), dys, None, PRECISION) * dt[:, None]
+            if HAS_STATE_GRADS:
+                if PIECE >= BLOCK_N:
+                    moved = product(Bs, G, None, PRECISION)
+                moved *= decay_between(last_coarse, coarse, last_fine, fine, FINE)[:, None]
+                written_in += tl.sum(moved * xs, 1)
+                dxs += moved * dt[:, None]
+            if HAS_D:
+                dxs += skip[None, :] * dys
+            tl.store(dx + dy_at, dxs, mask=in_x)
+
+        reach *= decay
         dscores += reach * dt[:, None]
         pairs = reach * scores
         as_source = tl.sum(pairs, 1)
-        across_i = tl.sum(read * dys, 1)
         if FINE:
             passed = tl.cumsum(pairs * dt[:, None], 1, reverse=True)  # by source j and k: to the targets from k on
             tl.store(within + place + step, tl.sum(tl.where(step[None, :] > step[:, None], passed, 0.0), 0))
         else:
             across_i += tl.sum(pairs * dt[:, None], 0) - dt * as_source
         tl.store(across + place + step, across_i)
-
-        to_end = decay_between(last_coarse, coarse, last_fine, fine, FINE)
-        moved = product(Bs, G, None, PRECISION) * to_end[:, None]
-        written_in = tl.sum(moved * xs, 1)
         tl.store(dscale + place + step, as_source + written_in)
         tl.store(sent + place + step, dt * written_in)
-        # Scaled apart: a sum of the two products would be one accumulator, and in the layout of neither.
-        mixed = product(rounded(scores * decay, xs, PRECISION), dys, None, PRECISION)
-        moved = moved * dt[:, None] + mixed * dt[:, None]
-        if HAS_D:
-            moved += skip[None, :] * dys
-        tl.store(dx + dy_at, moved, mask=in_x)
+        tl.store(through + chunks_wide * head + chunk, kept * decay_from_start(last_coarse, last_fine, FINE))
 
     dpairs_at = dpairs + ((chunks_wide * split + chunk) * groups + group) * CHUNK * CHUNK
     tl.store(dpairs_at + step[:, None] * CHUNK + step[None, :], dscores)
 
 
+@Kernel
 @triton.jit(do_not_specialize=[*_RUN_TIME, "v_batch", "k_batch", "z_batch", "pair_splits", "all_rows"])
 def key_gradients(
     v,
@@ -230,6 +270,7 @@ def key_gradients(
     BLOCK_N: tl.constexpr,
     SOURCE: tl.constexpr,
     HAS_Z: tl.constexpr,
+    HAS_STATES: tl.constexpr,
     FINE: tl.constexpr,
     PACKED: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -240,9 +281,10 @@ def key_gradients(
 
     dkeys is (splits, batch * length, groups, state); the first of the splits gets what dpairs give.
     """
-    group, split = tl.program_id(0) // splits, tl.program_id(0) % splits
-    chunk = tl.program_id(1).to(tl.int64)
     groups = heads // share
+    part = tl.program_id(0) % (groups * splits)
+    group, split = part // splits, part % splits
+    chunk = (tl.program_id(0) // (groups * splits)).to(tl.int64)
     batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
     step = tl.arange(0, CHUNK)
     n = tl.arange(0, BLOCK_N)
@@ -257,7 +299,8 @@ def key_gradients(
     found = tl.zeros([CHUNK, BLOCK_N], tl.float32)
     first = group * share + split * heads_of_program
     end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
-    for unit in tl.range(first * BLOCKS, end_head * BLOCKS, num_stages=STAGES):
+    units = (end_head - first) * BLOCKS if HAS_STATES else 0
+    for unit in tl.range(first * BLOCKS, first * BLOCKS + units, num_stages=STAGES):
         head, block = unit // BLOCKS, unit % BLOCKS
         p = block * BLOCK_P + tl.arange(0, BLOCK_P)
         in_v = in_rows[:, None] & (p < headdim)[None, :]
@@ -301,6 +344,7 @@ def key_gradients(
     tl.store(dkeys + target, found, mask=in_keys)
 
 
+@Kernel
 @triton.jit(do_not_specialize=["splits", "values"])
 def sum_splits(parts, total, splits, values, BLOCK: tl.constexpr):
     """total = the sum of parts (splits, values) over the splits, in their order."""

@@ -13,10 +13,11 @@ replaced by dy, C and exp(c_i), for the gradient of the state, which walks backw
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.ssd_layout import segment_place
 from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 
-_RUN_TIME = ["length", "chunks_of_sequence", "segments_of_sequence", "chunks_of_segment", "chunks", "heads"]
+_RUN_TIME = ["length", "chunks_of_sequence", "segments_of_sequence", "chunks_of_segment", "chunks", "heads", "blocks"]
 
 
 @triton.jit
@@ -40,6 +41,23 @@ def silu(v):
     return v / (1.0 + tl.exp(-v))
 
 
+@triton.jit
+def scores_of(
+    left, left_row, right, right_row, in_rows, state,
+    CHUNK: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The products of rows, (CHUNK, CHUNK), in pieces of the state: all of it, split for tf32, overflows registers."""
+    step, m = tl.arange(0, CHUNK), tl.arange(0, PIECE)
+    found = tl.zeros([CHUNK, CHUNK], tl.float32)
+    for at in tl.range(0, BLOCK_N, PIECE):
+        inside = in_rows[:, None] & (at + m < state)[None, :]
+        ls = tl.load(left + step[:, None] * left_row + (at + m)[None, :], mask=inside, other=0.0)
+        rs = tl.load(right + step[:, None] * right_row + (at + m)[None, :], mask=inside, other=0.0)
+        found = product(ls, tl.trans(rs), found, PRECISION)
+    return found
+
+
+@Kernel
 @triton.jit(do_not_specialize=[*_RUN_TIME, "x_batch", "B_batch", "C_batch", "z_batch"])
 def walk_outputs(
     x,
@@ -76,9 +94,11 @@ def walk_outputs(
     headdim,
     state,
     share,
+    blocks,
     CHUNK: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PIECE: tl.constexpr,
     HAS_Z: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_INITIAL: tl.constexpr,
@@ -92,15 +112,18 @@ def walk_outputs(
 ):
     """Fill y over a segment, and the state after it; with KEEP also the states before its chunks.
 
+    In pieces of PIECE rows the states are read back from kept, which without KEEP has a place for every segment.
+
     initial and final are (segments, heads, headdim, state), kept is (chunks, heads, state, headdim) in the dtype of x.
     """
-    head, segment = tl.program_id(0), tl.program_id(2)
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    block, segment = rest % blocks, rest // blocks
     batch, start, end, chunk = segment_place(
         table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
     )
     group = head // share
     step = tl.arange(0, CHUNK)
-    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
     rows, sequence, chunk = start.to(tl.int64), batch.to(tl.int64), chunk.to(tl.int64)
     x_at = x + tl.multiple_of(sequence * x_batch + rows * x_row, ALIGN) + head * x_head
@@ -136,7 +159,8 @@ def walk_outputs(
         in_B = in_rows[:, None] & in_n[None, :]
         xs = tl.load(x_at + t * x_row + x_inner, mask=in_x, other=0.0)
         Bs = tl.load(B_at + t * B_row + B_inner, mask=in_B, other=0.0)
-        Cs = tl.load(C_at + t * C_row + C_inner, mask=in_B, other=0.0)
+        if PIECE >= BLOCK_N:
+            Cs = tl.load(C_at + t * C_row + C_inner, mask=in_B, other=0.0)
         coarse = tl.load(runs_at + t + step)
         last_coarse = tl.load(runs_at + t + CHUNK - 1)
         fine, last_fine = coarse, last_coarse
@@ -145,14 +169,33 @@ def walk_outputs(
             last_fine = tl.load(runs_at + whole + t + CHUNK - 1)
         dt = tl.load(runs_at + 2 * whole + t + step)
         narrow = rounded(S, xs, PRECISION)
-        if KEEP:
-            keep_at = kept + (number * heads + head) * headdim * state
+        keep_at = kept + ((number if KEEP else segment.to(tl.int64)) * heads + head) * headdim * state
+        if PIECE < BLOCK_N:
+            tl.debug_barrier()  # the last chunk's state has been read
+            tl.store(keep_at + kept_values, narrow, mask=in_n[:, None] & in_p[None, :])
+            tl.debug_barrier()
+        elif KEEP:
             tl.store(keep_at + kept_values, narrow, mask=in_n[:, None] & in_p[None, :])
 
-        scores = product(Cs, tl.trans(Bs), None, PRECISION)
+        if PIECE < BLOCK_N:
+            C_now, B_now = C_at + t * C_row, B_at + t * B_row
+            scores = scores_of(C_now, C_row, B_now, B_row, in_rows, state, CHUNK, BLOCK_N, PIECE, PRECISION)
+        else:
+            scores = product(Cs, tl.trans(Bs), None, PRECISION)
         decay = decay_between(coarse[:, None], coarse[None, :], fine[:, None], fine[None, :], FINE)
         scores = rounded(tl.where(earlier, scores * decay * dt[None, :], 0.0), xs, PRECISION)
-        out = product(Cs, narrow, None, PRECISION) * decay_from_start(coarse, fine, FINE)[:, None]
+        if PIECE < BLOCK_N:
+            out = tl.zeros([CHUNK, BLOCK_P], tl.float32)
+            for at in tl.range(0, BLOCK_N, PIECE):
+                m = at + tl.arange(0, PIECE)
+                in_piece = in_rows[:, None] & (m < state)[None, :]
+                in_rows_of_S = (m < state)[:, None] & in_p[None, :]
+                C_piece = tl.load(C_now + step[:, None] * C_row + m[None, :], mask=in_piece, other=0.0)
+                S_piece = tl.load(keep_at + m[:, None] * headdim + p[None, :], mask=in_rows_of_S, other=0.0)
+                out = product(C_piece, S_piece, out, PRECISION)
+        else:
+            out = product(Cs, narrow, None, PRECISION)
+        out *= decay_from_start(coarse, fine, FINE)[:, None]
         out = product(scores, xs, out, PRECISION)
         if HAS_D:
             out += skip[None, :] * xs
@@ -168,6 +211,7 @@ def walk_outputs(
         tl.store(final + S_at + values, tl.trans(S), mask=in_state)
 
 
+@Kernel
 @triton.jit(do_not_specialize=[*_RUN_TIME, "v_batch", "k_batch", "z_batch"])
 def walk_states(
     v,
@@ -197,6 +241,7 @@ def walk_states(
     headdim,
     state,
     share,
+    blocks,
     CHUNK: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -217,13 +262,14 @@ def walk_states(
     Fills final (segments, heads, headdim, state), factors (segments, heads): the decay over the segment, and kept
     (chunks, heads, state, headdim): the state met at each chunk, before it (with REVERSE, the gradient after it).
     """
-    head, segment = tl.program_id(0), tl.program_id(2)
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    block, segment = rest % blocks, rest // blocks
     batch, start, end, chunk = segment_place(
         table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
     )
     group = head // share
     step = tl.arange(0, CHUNK)
-    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
+    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
     rows, sequence, chunk = start.to(tl.int64), batch.to(tl.int64), chunk.to(tl.int64)
     v_at = v + tl.multiple_of(sequence * v_batch + rows * v_row, ALIGN) + head * v_head

@@ -1,6 +1,11 @@
-"""What the two passes of the scan of Mamba-2 share on the GPU: its inputs as kernels read them, and common launches."""
+"""The launches of the scan of Mamba-2 for one shape of its inputs: grids, numbers and constants, found out once.
+
+Between kernels that take the GPU some microseconds the host must not count blocks and strides anew. All that follows
+from shapes, strides and what is there, a `Shape` and its cut, and is kept for the next call that has the same.
+"""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -8,222 +13,279 @@ from torch import Tensor
 
 from mambakit.ops.inputs import SsdInputs
 from mambakit.ops.triton import interpreting
-from mambakit.ops.triton.launch import power_of_two
-from mambakit.ops.triton.ssd_backward import key_gradients, sum_splits
-from mambakit.ops.triton.ssd_forward import walk_states
-from mambakit.ops.triton.ssd_layout import Layout, cut
+from mambakit.ops.triton.launch import ceil_div, float32_products, power_of_two
+from mambakit.ops.triton.ssd_backward import chunk_gradients, key_gradients, sum_splits
+from mambakit.ops.triton.ssd_forward import walk_outputs, walk_states
+from mambakit.ops.triton.ssd_layout import NO_TABLES, Layout, Tables, cut, cut_pack
 from mambakit.ops.triton.ssd_limits import chunk_of
-from mambakit.ops.triton.ssd_steps import finish_steps, prepare_steps
+from mambakit.ops.triton.ssd_single import single_outputs
+from mambakit.ops.triton.ssd_steps import finish_steps, prepare_steps, sum_chunks
 
 _STEPS_HEADS = 16  # heads to a program of the kernels of ssd_steps
+_SUMMED = 1024, 32  # chunks to a loop of sum_chunks times numbers to a program, and the most of these
+_BLOCK_OF_SUM = 1024
+_PIECE = 16  # rows of a state that a product of float32 takes at once
 
 
 class Configuration(NamedTuple):
     """Block sizes, warps and stages of software pipelining, by shape class."""
 
-    chunk: int
-    block_headdim: int
+    block_outputs: int  # of the headdim
     warps_outputs: int
     stages_outputs: int
+    block_single: int
+    warps_single: int
+    block_states: int
     warps_states: int
     stages_states: int
+    block_gradients: int
     warps_gradients: int
     stages_gradients: int
+    block_keys: int
     warps_keys: int
     stages_keys: int
-    programs_wanted: int  # of a walk, to fill the chip
-    gradient_programs_wanted: int
-    key_programs_wanted: int
+    programs_wanted: int  # to fill the chip
 
 
-def configuration(inputs: SsdInputs) -> Configuration:
+def configuration(headdim: int, state: int, dtype: torch.dtype, processors: int) -> Configuration:
     """The shape class is the dtype and the size of a state."""
-    headdim, state = inputs.x.shape[3], inputs.B.shape[3]
-    wide = inputs.x.dtype == torch.float32
-    chunk = chunk_of(inputs.chunk_size, inputs.x.dtype)
-    block = min(power_of_two(headdim, 16), 16 if wide else 64)
-    processors = _processors(inputs.x.device)
-    large = state > 128
+    wide, large = dtype == torch.float32, state > 128
+    whole = power_of_two(headdim, 16)
+    block = min(whole, 64)
+    narrow = min(whole, 16 if large else 32) if wide else block
     return Configuration(
-        chunk=chunk,
-        block_headdim=block,
-        warps_outputs=8 if large else 4,
+        block_outputs=min(block, 32) if wide and large else block,
+        warps_outputs=8 if wide or large else 4,
         stages_outputs=1,
-        warps_states=8 if large else 4,
+        block_single=min(block, 32) if wide and large else block,
+        warps_single=8 if large else 4,
+        block_states=narrow,
+        warps_states=8 if wide or large else 4,
         stages_states=1 if wide or large else 4,
+        block_gradients=block,
         warps_gradients=8,
         stages_gradients=1 if wide or large else 3,
-        warps_keys=8 if large else 4,
+        block_keys=narrow,
+        warps_keys=8 if wide or large else 4,
         stages_keys=1 if wide or large else 3,
         programs_wanted=2 * processors,
-        gradient_programs_wanted=2 * processors,
-        key_programs_wanted=2 * processors,
     )
 
 
-class Call:
-    """The inputs as the kernels read them, the cut of the sequences, and launches that both directions share."""
+class Shape(NamedTuple):
+    """What the launches of a call follow from, beside the cut of its sequences."""
 
-    def __init__(self, inputs: SsdInputs) -> None:
-        self.inputs = inputs
-        self.x, self.B, self.C = (_last_axis_contiguous(t) for t in (inputs.x, inputs.B, inputs.C))
-        self.z = None if inputs.z is None else _last_axis_contiguous(inputs.z)
-        self.D = inputs.D
-        self.initial = None if inputs.initial_state is None else inputs.initial_state.contiguous()
-        self.A = inputs.A.contiguous()
-        self.dt_bias = None if inputs.dt_bias is None else inputs.dt_bias.contiguous()
-        self.config = configuration(inputs)
-        batch, length, heads, headdim = self.x.shape
-        groups, state = self.B.shape[2:]
-        self.blocks = -(-headdim // self.config.block_headdim)
-        self.block_state = power_of_two(state, 16)
-        wanted = self.config.programs_wanted
-        self.layout: Layout = cut(batch, length, inputs.cu_seqlens, self.config.chunk, heads * self.blocks, wanted)
-        self.runs = self.A.new_empty(3, heads, self.layout.places)
-        self.fine = self.x.dtype == torch.float32
-        self.precision = "tf32x3" if self.x.dtype == torch.float32 else "widened" if interpreting() else "ieee"
-        read = [t for t in (self.x, self.B, self.C, self.z) if t is not None]
-        self.align = 16 if all(s % 16 == 0 for t in read for s in t.stride()[:3]) else 1
-        layout = self.layout
-        counts = layout.chunks_of_sequence, layout.segments_of_sequence, layout.chunks_of_segment, layout.chunks
-        self.chunk_sizes = (length, layout.chunks_of_sequence, layout.chunks, heads, headdim, state, heads // groups)
-        self.walk_sizes = (length, *counts, heads, headdim, state, heads // groups)
+    batch: int
+    length: int
+    heads: int
+    headdim: int
+    groups: int
+    state: int
+    dtype: torch.dtype
+    packed: bool
+    softplus: bool
+    limits: tuple[float, float]
+    gate: bool
+    skip: bool
+    bias: bool
+    initial: bool
+    x_strides: tuple[int, ...]  # this and the next three over batch, length, and heads or groups
+    B_strides: tuple[int, ...]
+    C_strides: tuple[int, ...]
+    z_strides: tuple[int, ...]
+    dt_strides: tuple[int, ...]
+    D_strides: tuple[int, ...]
+    precision: str  # of products
+    processors: int
 
-    def parts(self) -> tuple[Tensor, Tensor]:
-        """Unfilled: what each segment adds to the state, and how much of the state it keeps."""
-        heads, headdim, state = *self.x.shape[2:], self.B.shape[3]
-        segments = self.layout.segments
-        return self.A.new_empty(segments, heads, headdim, state), self.A.new_empty(segments, heads)
 
-    def key_gradients(
-        self, v: Tensor, keys: Tensor, z: Tensor | None, states: Tensor, dpairs: Tensor, total: Tensor, *, source: bool
-    ) -> None:
-        """Fill `total`, the gradient of B (source) or of C."""
-        layout, heads, groups = self.layout, self.x.shape[2], keys.shape[2]
-        programs = max(1, layout.chunks * groups)
-        splits, heads_of_program = split(heads // groups, programs, self.config.key_programs_wanted)
-        parts = total if splits == 1 else self.runs.new_empty(splits, *total.shape)
-        key_gradients[(groups * splits, layout.chunks)](
-            v,
-            keys,
-            given_or(z, v),
-            self.runs,
-            states,
-            dpairs,
-            parts,
-            given_or(layout.chunk_table, self.runs),
-            *v.stride()[:3],
-            *keys.stride()[:3],
-            *given_or(z, v).stride()[:3],
-            *self.chunk_sizes,
-            splits,
-            heads_of_program,
-            layout.batch * layout.length,
-            dpairs.shape[0],
-            BLOCKS=self.blocks,
-            CHUNK=layout.chunk,
-            BLOCK_P=self.config.block_headdim,
-            BLOCK_N=self.block_state,
-            SOURCE=source,
-            HAS_Z=z is not None,
-            FINE=self.fine,
-            PACKED=layout.chunk_table is not None,
-            ALIGN=self.align if (v.shape[2] * v.shape[3]) % 16 == 0 else 1,
-            PRECISION=self.precision,
-            STAGES=self.config.stages_keys,
-            num_warps=self.config.warps_keys,
+def shape_of(inputs: SsdInputs) -> Shape:
+    """The shape of inputs with contiguous rows."""
+    x, dt, _, B, C, D, z, dt_bias, initial_state, cu_seqlens, softplus, dt_min, dt_max, _ = inputs
+    batch, length, heads, headdim = x.shape
+    _, _, groups, state = B.shape
+    return Shape(
+        batch, length, heads, headdim, groups, state, x.dtype,
+        packed=cu_seqlens is not None,
+        softplus=softplus,
+        limits=(dt_min, dt_max),
+        gate=z is not None,
+        skip=D is not None,
+        bias=dt_bias is not None,
+        initial=initial_state is not None,
+        x_strides=x.stride()[:3],
+        B_strides=B.stride()[:3],
+        C_strides=C.stride()[:3],
+        z_strides=(0, 0, 0) if z is None else z.stride()[:3],
+        dt_strides=dt.stride(),
+        D_strides=(0, 0) if D is None else D.stride(),
+        precision=float32_products() if x.dtype == torch.float32 else "widened" if interpreting() else "ieee",
+        processors=_processors(x.device),
+    )  # fmt: skip
+
+
+def launches_of(inputs: SsdInputs) -> tuple["Launches", Tables]:
+    """Of inputs with contiguous rows; kept for the next call, but for the tables of packed sequences."""
+    shape = shape_of(inputs)
+    chunk = chunk_of(inputs.chunk_size, shape.length, shape.dtype)
+    if inputs.cu_seqlens is None:
+        return _launches(shape, _cut(shape, chunk)), NO_TABLES
+    layout, tables = cut_pack(shape.length, inputs.cu_seqlens, chunk, *_programs(shape))
+    return _launches(shape, layout), tables
+
+
+@functools.lru_cache(maxsize=512)
+def _launches(shape: Shape, layout: Layout) -> "Launches":
+    return Launches(shape, layout)
+
+
+@functools.lru_cache(maxsize=512)
+def _cut(shape: Shape, chunk: int) -> Layout:
+    return cut(shape.batch, shape.length, chunk, *_programs(shape))
+
+
+@functools.lru_cache(maxsize=512)
+def _programs(shape: Shape) -> tuple[int, int]:
+    """How many programs a segment takes, and how many fill the chip."""
+    config = configuration(shape.headdim, shape.state, shape.dtype, shape.processors)
+    return shape.heads * ceil_div(shape.headdim, config.block_outputs), config.programs_wanted
+
+
+class Launches:
+    """Each launch is a function of the tensors of its kernel, bound when it is first asked for."""
+
+    def __init__(self, shape: Shape, layout: Layout) -> None:
+        self.shape, self.layout = shape, layout
+        self.config = configuration(shape.headdim, shape.state, shape.dtype, shape.processors)
+        self.fine = shape.dtype == torch.float32
+        self.single = not shape.packed and layout.chunks_of_sequence == 1
+        self.block_state = power_of_two(shape.state, 16)
+        self.piece = min(_PIECE, self.block_state) if self.fine else self.block_state
+        self.in_pieces = self.piece < self.block_state  # states then pass through memory, also where none is kept
+        strides = (*shape.x_strides, *shape.B_strides, *shape.C_strides, *shape.z_strides)
+        self.aligned = all(stride % 16 == 0 for stride in strides)
+        self.dy_strides = (shape.length * shape.heads * shape.headdim, shape.heads * shape.headdim, shape.headdim)
+        self.share = shape.heads // shape.groups
+        self.splits, self.heads_of_program = _split(
+            self.share, max(1, layout.chunks * shape.groups), self.config.programs_wanted
         )
-        if splits > 1:
-            values = total.numel()
-            sum_splits[(-(-values // 1024),)](parts, total, splits, values, BLOCK=1024, num_warps=4)
+        self.bind = functools.cache(self._bind)
 
-    def prepare(self) -> None:
-        """Fill `runs`."""
-        self._over_steps(prepare_steps, self.runs)
+    def _bind(self, name: str, **case: bool) -> Callable[..., None]:
+        found: Callable[..., None] = getattr(self, f"_{name}")(**case)
+        return found
 
-    def finish(self, steps: Tensor, through: Tensor, grads: SsdInputs) -> None:
-        """Fill the gradients of dt, A and dt_bias."""
-        heads, chunks = self.x.shape[2], self.layout.chunks
-        dA, ddt_bias = self.runs.new_empty(2, chunks, heads)
-        sources = (self.runs, *steps, through)
-        self._over_steps(finish_steps, *sources, grads.dt, dA, ddt_bias, BLOCKS=self.blocks)
-        torch.sum(dA, 0, out=grads.A)
-        if grads.dt_bias is not None:
-            torch.sum(ddt_bias, 0, out=grads.dt_bias)
+    def _numbers(self) -> tuple[int, ...]:
+        shape, layout = self.shape, self.layout
+        return (
+            shape.length, layout.chunks_of_sequence, layout.chunks, shape.heads, shape.headdim, shape.state, self.share,
+        )  # fmt: skip
 
-    def _over_steps(self, kernel: Any, *tensors: Tensor, **constants: int) -> None:
-        inputs, layout, heads = self.inputs, self.layout, self.x.shape[2]
-        if layout.chunks == 0:
-            return
-        kernel[(layout.chunks, -(-heads // _STEPS_HEADS))](
-            inputs.dt,
-            self.A,
-            given_or(self.dt_bias, self.A),
-            *tensors,
-            given_or(layout.chunk_table, self.runs),
-            *inputs.dt.stride(),
-            layout.length,
-            layout.chunks_of_sequence,
-            layout.chunks,
-            heads,
-            inputs.dt_min,
-            inputs.dt_max,
-            **constants,
-            CHUNK=layout.chunk,
-            HEADS=_STEPS_HEADS,
-            FINE=self.fine,
-            SOFTPLUS=inputs.dt_softplus,
-            HAS_BIAS=self.dt_bias is not None,
-            PACKED=layout.chunk_table is not None,
-            num_warps=4,
+    def _walk_numbers(self, blocks: int) -> tuple[int, ...]:
+        shape, layout = self.shape, self.layout
+        return (
+            shape.length, layout.chunks_of_sequence, layout.segments_of_sequence, layout.chunks_of_segment,
+            layout.chunks, shape.heads, shape.headdim, shape.state, self.share, blocks,
+        )  # fmt: skip
+
+    def _constants(self, block: int) -> dict[str, Any]:
+        return {
+            "CHUNK": self.layout.chunk, "BLOCK_P": block, "BLOCK_N": self.block_state, "FINE": self.fine,
+            "PACKED": self.shape.packed, "ALIGN": 16 if self.aligned else 1, "PRECISION": self.shape.precision,
+        }  # fmt: skip
+
+    def _over_steps(self, kernel: Any) -> Callable[..., None]:
+        shape, layout = self.shape, self.layout
+        return kernel.bind(
+            (layout.chunks, ceil_div(shape.heads, _STEPS_HEADS)), *shape.dt_strides, shape.length,
+            layout.chunks_of_sequence, layout.chunks, shape.heads,
+            CHUNK=layout.chunk, HEADS=_STEPS_HEADS, FINE=self.fine, SOFTPLUS=shape.softplus, HAS_BIAS=shape.bias,
+            PACKED=shape.packed, DT_MIN=shape.limits[0], DT_MAX=shape.limits[1], num_warps=4,
+        )  # fmt: skip
+
+    def _prepare(self) -> Callable[..., None]:
+        return self._over_steps(prepare_steps)
+
+    def _finish(self) -> Callable[..., None]:
+        return self._over_steps(finish_steps)
+
+    def _outputs(self, initial: bool, keep: bool) -> Callable[..., None]:
+        shape, layout, config = self.shape, self.layout, self.config
+        blocks = ceil_div(shape.headdim, config.block_outputs)
+        return walk_outputs.bind(
+            (shape.heads * blocks * layout.segments,), *shape.x_strides, *shape.B_strides, *shape.C_strides,
+            *shape.z_strides, *shape.D_strides, *self._walk_numbers(blocks),
+            **self._constants(config.block_outputs), PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip,
+            HAS_INITIAL=initial, WRITE_FINAL=not layout.segmented, KEEP=keep, STAGES=config.stages_outputs,
+            num_warps=config.warps_outputs,
+        )  # fmt: skip
+
+    def _single_outputs(self) -> Callable[..., None]:
+        shape, layout, config = self.shape, self.layout, self.config
+        block = config.block_single
+        return single_outputs.bind(
+            (shape.heads * shape.batch,), *shape.x_strides, *shape.B_strides, *shape.C_strides, *shape.z_strides,
+            *shape.D_strides, shape.length, layout.chunks, shape.heads, shape.headdim, shape.state, self.share,
+            **self._constants(block), BLOCKS=ceil_div(shape.headdim, block), PIECE=min(self.block_state, 2 * _PIECE),
+            HAS_Z=shape.gate, HAS_D=shape.skip, num_warps=config.warps_single,
+        )  # fmt: skip
+
+    def _states(self, reverse: bool, initial: bool, final: bool, factors: bool, keep: bool) -> Callable[..., None]:
+        shape, layout, config = self.shape, self.layout, self.config
+        blocks = ceil_div(shape.headdim, config.block_states)
+        strides = (*self.dy_strides, *shape.C_strides) if reverse else (*shape.x_strides, *shape.B_strides)
+        constants = self._constants(config.block_states)
+        if self.dy_strides[1] % 16:
+            constants["ALIGN"] = 1
+        return walk_states.bind(
+            (shape.heads * blocks * layout.segments,), *strides, *shape.z_strides, *self._walk_numbers(blocks),
+            **constants, REVERSE=reverse, HAS_Z=reverse and shape.gate, HAS_INITIAL=initial, WRITE_FINAL=final,
+            WRITE_FACTOR=factors, KEEP=keep, STAGES=config.stages_states, num_warps=config.warps_states,
+        )  # fmt: skip
+
+    def _gradients(self, states: bool, state_grads: bool) -> Callable[..., None]:
+        shape, layout, config = self.shape, self.layout, self.config
+        return chunk_gradients.bind(
+            (shape.groups * self.splits * layout.chunks,), *shape.x_strides, *shape.B_strides, *shape.C_strides,
+            *shape.z_strides, *shape.D_strides, *self._numbers(), self.splits, self.heads_of_program,
+            **self._constants(config.block_gradients), BLOCKS=ceil_div(shape.headdim, config.block_gradients),
+            PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip, HAS_STATES=states, HAS_STATE_GRADS=state_grads,
+            STAGES=config.stages_gradients, num_warps=config.warps_gradients,
+        )  # fmt: skip
+
+    def _keys(self, source: bool, states: bool) -> Callable[..., None]:
+        shape, layout, config = self.shape, self.layout, self.config
+        strides = (*shape.x_strides, *shape.C_strides) if source else (*self.dy_strides, *shape.B_strides)
+        constants = self._constants(config.block_keys)
+        if self.dy_strides[1] % 16:
+            constants["ALIGN"] = 1
+        return key_gradients.bind(
+            (shape.groups * self.splits * layout.chunks,), *strides, *shape.z_strides, *self._numbers(), self.splits,
+            self.heads_of_program, shape.batch * shape.length, self.splits,
+            **constants, BLOCKS=ceil_div(shape.headdim, config.block_keys), SOURCE=source,
+            HAS_Z=shape.gate and not source, HAS_STATES=states, STAGES=config.stages_keys, num_warps=config.warps_keys,
+        )  # fmt: skip
+
+    def _sum_splits(self) -> Callable[..., None]:
+        shape = self.shape
+        values = shape.batch * shape.length * shape.groups * shape.state
+        return sum_splits.bind(
+            (ceil_div(values, _BLOCK_OF_SUM),), self.splits, values, BLOCK=_BLOCK_OF_SUM, num_warps=4
         )
 
-    def walk_states(
-        self,
-        v: Tensor,
-        keys: Tensor,
-        z: Tensor | None,
-        initial: Tensor | None,
-        final: Tensor | None,
-        factors: Tensor | None,
-        kept: Tensor | None,
-        *,
-        reverse: bool,
-    ) -> None:
-        layout, absent = self.layout, self.runs
-        walk_states[(self.x.shape[2], self.blocks, layout.segments)](
-            v,
-            keys,
-            given_or(z, v),
-            self.runs,
-            given_or(initial, absent),
-            given_or(final, absent),
-            given_or(factors, absent),
-            given_or(kept, absent),
-            given_or(layout.segment_table, absent),
-            *v.stride()[:3],
-            *keys.stride()[:3],
-            *given_or(z, v).stride()[:3],
-            *self.walk_sizes,
-            CHUNK=layout.chunk,
-            BLOCK_P=self.config.block_headdim,
-            BLOCK_N=self.block_state,
-            REVERSE=reverse,
-            HAS_Z=z is not None,
-            HAS_INITIAL=initial is not None,
-            WRITE_FINAL=final is not None,
-            WRITE_FACTOR=factors is not None,
-            KEEP=kept is not None,
-            FINE=self.fine,
-            PACKED=layout.segment_table is not None,
-            ALIGN=self.align if (v.shape[2] * v.shape[3]) % 16 == 0 else 1,
-            PRECISION=self.precision,
-            STAGES=self.config.stages_states,
-            num_warps=self.config.warps_states,
-        )
+    def _sum_chunks(self) -> Callable[..., None]:
+        shape = self.shape
+        tile, most = _SUMMED
+        columns = most if shape.heads * shape.headdim >= 32 * most else 8
+        programs = ceil_div(shape.heads, columns) * (1 + shape.bias)
+        programs += ceil_div(shape.heads * shape.headdim, columns) * shape.skip
+        return sum_chunks.bind(
+            (programs,), self.layout.chunks, shape.heads, shape.headdim,
+            HAS_BIAS=shape.bias, HAS_D=shape.skip, ROWS=tile // columns, COLUMNS=columns, num_warps=4,
+        )  # fmt: skip
 
 
-def split(heads: int, programs: int, wanted: int) -> tuple[int, int]:
+def _split(heads: int, programs: int, wanted: int) -> tuple[int, int]:
     """Into how many parts to split the heads of a group so that `wanted` programs run, and the heads of a part."""
     of_program = -(-heads // min(heads, -(-wanted // programs)))
     return -(-heads // of_program), of_program
@@ -232,10 +294,6 @@ def split(heads: int, programs: int, wanted: int) -> tuple[int, int]:
 def given_or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
     """A kernel's argument can't be absent: where it is not read, `stand_in` is given."""
     return stand_in if tensor is None else tensor
-
-
-def _last_axis_contiguous(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 @functools.cache

@@ -13,25 +13,21 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mambakit.ops.packing import sequence_bounds
 
 
 class Layout(NamedTuple):
-    """The cut of one call; the three tables are given for packed sequences alone."""
+    """The cut of one call."""
 
-    batch: int
-    length: int
     chunk: int  # steps
     chunks: int  # in all
-    chunks_of_sequence: int
+    chunks_of_sequence: int  # 0 of a pack
     segments: int  # in all
-    segments_of_sequence: int
+    segments_of_sequence: int  # 0 of a pack
     chunks_of_segment: int
     segmented: bool  # whether a sequence has more than one segment
-    chunk_table: Tensor | None  # (chunks, 2): first step and end
-    segment_table: Tensor | None  # (segments, 3): first step, end and first chunk
-    first_segment: Tensor | None  # (sequences + 1,)
 
     @property
     def places(self) -> int:
@@ -39,15 +35,45 @@ class Layout(NamedTuple):
         return self.chunks * self.chunk
 
 
-def cut(batch: int, length: int, cu_seqlens: Tensor | None, chunk: int, programs: int, wanted: int) -> Layout:
-    """Cut a batch, or a pack, where each segment takes `programs` programs and `wanted` fill the chip."""
-    if cu_seqlens is None:
-        chunks = -(-length // chunk)
-        per_segment = _chunks_of_segment(chunks, batch * programs, wanted)
-        segments = max(1, -(-chunks // per_segment))
-        counts = batch * chunks, chunks, batch * segments, segments, per_segment
-        return Layout(batch, length, chunk, *counts, segments > 1, None, None, None)
-    bounds = sequence_bounds(batch, length, cu_seqlens)
+class Tables(NamedTuple):
+    """Where the chunks and segments of packed sequences lie; None for a batch, whose sequences have one length."""
+
+    chunks: Tensor | None  # (chunks, 2): first step and end
+    segments: Tensor | None  # (segments, 3): first step, end and first chunk
+    first_segment: Tensor | None  # (sequences + 1,)
+
+
+NO_TABLES = Tables(None, None, None)
+
+
+def cut(batch: int, length: int, chunk: int, programs: int, wanted: int) -> Layout:
+    """Cut a batch where each segment takes `programs` programs and `wanted` fill the chip."""
+    chunks = -(-length // chunk)
+    per_segment = _chunks_of_segment(chunks, batch * programs, wanted)
+    segments = max(1, -(-chunks // per_segment))
+    return Layout(chunk, batch * chunks, chunks, batch * segments, segments, per_segment, segments > 1)
+
+
+# Of each cu_seqlens seen and alive: its version when it was read, and its cuts.
+_SEEN: "WeakTensorKeyDictionary" = WeakTensorKeyDictionary()
+
+
+def cut_pack(length: int, cu_seqlens: Tensor, chunk: int, programs: int, wanted: int) -> tuple[Layout, Tables]:
+    """`cut` for packed sequences, whose bounds are read once for each tensor, not each call."""
+    if cu_seqlens.is_inference():  # no version tells whether it has changed
+        return _cut_pack(length, cu_seqlens, chunk, programs, wanted)
+    known = _SEEN.get(cu_seqlens)
+    if known is None or known[0] != cu_seqlens._version:
+        known = _SEEN[cu_seqlens] = (cu_seqlens._version, {})
+    case = (length, chunk, programs, wanted)
+    if case not in known[1]:
+        known[1][case] = _cut_pack(length, cu_seqlens, chunk, programs, wanted)
+    found: tuple[Layout, Tables] = known[1][case]
+    return found
+
+
+def _cut_pack(length: int, cu_seqlens: Tensor, chunk: int, programs: int, wanted: int) -> tuple[Layout, Tables]:
+    bounds = sequence_bounds(1, length, cu_seqlens)
     longest = max((last - first for first, last in itertools.pairwise(bounds)), default=0)
     per_segment = _chunks_of_segment(-(-length // chunk), programs, wanted)
     per_segment = min(per_segment, max(1, -(-longest // chunk)))
@@ -66,7 +92,7 @@ def cut(batch: int, length: int, cu_seqlens: Tensor | None, chunk: int, programs
         torch.tensor(rows, dtype=torch.int32, device=cu_seqlens.device)
         for rows in (chunk_rows, segment_rows, first_segment)
     )
-    return Layout(1, length, chunk, len(chunk_rows), 0, len(segment_rows), 0, per_segment, segmented, *tables)
+    return Layout(chunk, len(chunk_rows), 0, len(segment_rows), 0, per_segment, segmented), Tables(*tables)
 
 
 def _chunks_of_segment(chunks: int, programs: int, wanted: int) -> int:

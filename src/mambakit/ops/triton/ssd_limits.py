@@ -16,10 +16,10 @@ def refusal(dtype: torch.dtype, state: int) -> str | None:
     return None
 
 
-def chunk_of(chunk_size: int, dtype: torch.dtype) -> int:
-    """The steps of a chunk when `chunk_size` are asked for: a power of two, at least 16."""
+def chunk_of(chunk_size: int, length: int, dtype: torch.dtype) -> int:
+    """The steps of a chunk when `chunk_size` are asked for: a power of two, at least 16, no more than hold `length`."""
     chunk, greatest = LEAST_CHUNK, GREATEST_CHUNK // 2 if dtype == torch.float32 else GREATEST_CHUNK
-    while chunk < greatest and 2 * chunk <= chunk_size:
+    while chunk < greatest and 2 * chunk <= chunk_size and chunk < length:
         chunk *= 2
     return chunk
 
@@ -37,8 +37,13 @@ def filled(headdim: int, state: int, dtype: torch.dtype) -> tuple[int, int]:
     return (headdim + block - 1) // block * block, width
 
 
-def kept_chunks(batch: int, length: int, sequences: int | None, chunk: int) -> int:
-    """How many states before chunks there are; of packed `sequences`, at most."""
-    if sequences is None:
-        return batch * ((length + chunk - 1) // chunk)
-    return length // chunk + sequences
+def kept_chunks(batch: int, length: int, sequences: int | None, chunk: int, initial: bool) -> int:
+    """How many states before chunks are kept; of packed `sequences`, at most.
+
+    None of sequences of one chunk without initial states: before it there is nothing.
+    """
+    if sequences is not None:
+        return length // chunk + sequences
+    if length <= chunk and not initial:
+        return 0
+    return batch * ((length + chunk - 1) // chunk)

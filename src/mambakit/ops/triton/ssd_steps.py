@@ -16,6 +16,7 @@ from the state that passes through. Hence
 import triton
 import triton.language as tl
 
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.ssd_layout import chunk_place
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -47,9 +48,8 @@ def softplus(v):
     return tl.maximum(v, 0.0) + small
 
 
-@triton.jit(
-    do_not_specialize=["dt_batch", "dt_row", "length", "chunks_of_sequence", "chunks", "heads", "dt_min", "dt_max"]
-)
+@Kernel
+@triton.jit(do_not_specialize=["dt_batch", "dt_row", "length", "chunks_of_sequence", "chunks", "heads"])
 def prepare_steps(
     dt,
     A,
@@ -63,14 +63,14 @@ def prepare_steps(
     chunks_of_sequence,
     chunks,
     heads,
-    dt_min,
-    dt_max,
     CHUNK: tl.constexpr,
     HEADS: tl.constexpr,
     FINE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PACKED: tl.constexpr,
+    DT_MIN: tl.constexpr,
+    DT_MAX: tl.constexpr,
 ):
     """Fill runs (3, heads, places): coarse sums, fine sums, and dt as it enters; zero steps fill a chunk cut short.
 
@@ -87,7 +87,7 @@ def prepare_steps(
     if HAS_BIAS:
         raw += tl.load(dt_bias + head, mask=there, other=0.0)[None, :]
     wide = softplus(raw) if SOFTPLUS else raw
-    taken = tl.minimum(tl.maximum(wide, dt_min), dt_max)
+    taken = tl.minimum(tl.maximum(wide, DT_MIN), DT_MAX)
     taken = tl.where(inside, tl.where(wide == wide, taken, wide), 0.0)
     a = taken * (tl.load(A + head, mask=there, other=0.0) * LOG2_E)[None, :]
     a = tl.maximum(a, FORGETS)
@@ -105,18 +105,14 @@ def prepare_steps(
     tl.store(place + 2 * whole, taken, mask=stored)
 
 
-@triton.jit(
-    do_not_specialize=["dt_batch", "dt_row", "length", "chunks_of_sequence", "chunks", "heads", "dt_min", "dt_max"]
-)
+@Kernel
+@triton.jit(do_not_specialize=["dt_batch", "dt_row", "length", "chunks_of_sequence", "chunks", "heads"])
 def finish_steps(
     dt,
     A,
     dt_bias,
     runs,
-    across,
-    dscale,
-    sent,
-    within,
+    steps,
     through,
     ddt,
     dA,
@@ -129,20 +125,18 @@ def finish_steps(
     chunks_of_sequence,
     chunks,
     heads,
-    dt_min,
-    dt_max,
-    BLOCKS: tl.constexpr,
     CHUNK: tl.constexpr,
     HEADS: tl.constexpr,
     FINE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PACKED: tl.constexpr,
+    DT_MIN: tl.constexpr,
+    DT_MAX: tl.constexpr,
 ):
     """Fill ddt (batch, length, heads), and of every chunk what it adds to dA and ddt_bias (chunks, heads).
 
-    `across`, `dscale`, `sent`, `within` are (BLOCKS, heads, places) and `through` is (BLOCKS, heads, chunks): a term
-    for every block of the headdim.
+    `steps` is (4, heads, places): across, dscale, sent and within; `through` is (heads, chunks).
     """
     chunk = tl.program_id(0)
     batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
@@ -154,19 +148,13 @@ def finish_steps(
     place = row[None, :] * CHUNK + step[:, None]
     whole = heads.to(tl.int64) * chunks
 
-    u = tl.zeros([CHUNK, HEADS], tl.float32)
-    s = tl.zeros([CHUNK, HEADS], tl.float32)
-    e = tl.zeros([CHUNK, HEADS], tl.float32)
-    w = tl.zeros([HEADS], tl.float32)
-    for block in tl.static_range(BLOCKS):
-        u += tl.load(across + block * whole * CHUNK + place, mask=inside, other=0.0)
-        s += tl.load(dscale + block * whole * CHUNK + place, mask=inside, other=0.0)
-        e += tl.load(sent + block * whole * CHUNK + place, mask=inside, other=0.0)
-        w += tl.load(through + block * whole + row, mask=there, other=0.0)
+    u = tl.load(steps + place, mask=inside, other=0.0)
+    s = tl.load(steps + whole * CHUNK + place, mask=inside, other=0.0)
+    e = tl.load(steps + 2 * whole * CHUNK + place, mask=inside, other=0.0)
+    w = tl.load(through + row, mask=there, other=0.0)
     da = tl.cumsum(u, 0, reverse=True) + (tl.cumsum(e, 0) - e) + w[None, :]
     if FINE:
-        for block in tl.static_range(BLOCKS):
-            da += tl.load(within + block * whole * CHUNK + place, mask=inside, other=0.0)
+        da += tl.load(steps + 3 * whole * CHUNK + place, mask=inside, other=0.0)
 
     source = dt + batch.to(tl.int64) * dt_batch + start.to(tl.int64) * dt_row
     raw = tl.load(source + step[:, None] * dt_row + head[None, :] * dt_head, mask=inside, other=0.0).to(tl.float32)
@@ -176,7 +164,7 @@ def finish_steps(
     found = s + da * tl.load(A + head, mask=there, other=0.0)[None, :]
     if SOFTPLUS:
         found = found / (1.0 + tl.exp(-raw))
-    found = tl.where((wide >= dt_min) & (wide <= dt_max) & inside, found, 0.0)
+    found = tl.where((wide >= DT_MIN) & (wide <= DT_MAX) & inside, found, 0.0)
     target = ddt + (batch.to(tl.int64) * length + start) * heads
     tl.store(target + step[:, None] * heads + head[None, :], found, mask=inside)
     taken = tl.load(runs + 2 * whole * CHUNK + place, mask=inside, other=0.0)
@@ -184,3 +172,43 @@ def finish_steps(
     tl.store(dA + part, tl.sum(tl.where(inside, da * taken, 0.0), 0), mask=there)
     if HAS_BIAS:
         tl.store(ddt_bias + part, tl.sum(found, 0), mask=there)
+
+
+@Kernel
+@triton.jit(do_not_specialize=["chunks"])
+def sum_chunks(
+    dA_parts,
+    bias_parts,
+    dD_parts,
+    dA,
+    ddt_bias,
+    dD,
+    chunks,
+    heads,
+    headdim,
+    HAS_BIAS: tl.constexpr,
+    HAS_D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Sum over the chunks, in a fixed order, what each adds to dA, ddt_bias (heads,) and dD (heads, headdim).
+
+    A program takes COLUMNS numbers: the first programs of dA, the next of ddt_bias, the rest of dD.
+    """
+    block = tl.program_id(0)
+    blocks = tl.cdiv(heads, COLUMNS)
+    parts, total, width = dA_parts, dA, heads
+    if HAS_BIAS:
+        if block >= blocks:
+            block, parts, total = block - blocks, bias_parts, ddt_bias
+    if HAS_D:
+        if tl.program_id(0) >= (2 * blocks if HAS_BIAS else blocks):
+            block = tl.program_id(0) - (2 * blocks if HAS_BIAS else blocks)
+            parts, total, width = dD_parts, dD, heads * headdim
+    column = block * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.arange(0, ROWS)
+    found = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in tl.range(0, chunks, ROWS, num_stages=3):
+        inside = (start + row < chunks)[:, None] & (column < width)[None, :]
+        found += tl.load(parts + (start + row).to(tl.int64)[:, None] * width + column[None, :], mask=inside, other=0.0)
+    tl.store(total + column, tl.sum(found, 0), mask=column < width)

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mambakit.ops.triton.launch import Kernel
+
 _BLOCK = 256  # numbers of a state to a program
 
 
@@ -25,6 +27,7 @@ def pass_states(
     first_part: Tensor | None = None,
     *,
     reverse: bool = False,
+    sequences: int | None = None,
 ) -> None:
     """Replace what each part adds by the state that it starts from (with `reverse`, by the gradient at its end).
 
@@ -37,7 +40,8 @@ def pass_states(
         end: (sequences, heads, ...), contiguous: filled with the states after the last part, or with `reverse` the
             gradients of the initial ones.
         first_part: (sequences + 1,), int32 or int64: sequence i has the parts [first_part[i], first_part[i + 1]). None
-            where `end` or `start` tells how many sequences there are, each with equally many parts.
+            where `end`, `start` or `sequences` tells how many sequences there are, each with equally many parts.
+        sequences: how many there are, where nothing else tells.
     """
     count, heads = factors.shape
     known = start if start is not None else end
@@ -45,8 +49,8 @@ def pass_states(
         sequences = first_part.shape[0] - 1
     elif known is not None:
         sequences = known.shape[0]
-    else:
-        raise ValueError("how many sequences there are must follow from first_part, start or end")
+    elif sequences is None:
+        raise ValueError("how many sequences there are must follow from first_part, start, end or sequences")
     values = parts[0, 0].numel() if parts.numel() else 0
     if sequences == 0 or heads == 0 or values == 0:
         return
@@ -69,6 +73,7 @@ def pass_states(
     )
 
 
+@Kernel
 @triton.jit(do_not_specialize=["count"])
 def _pass_states(
     parts,
