@@ -10,8 +10,8 @@ from mambakit.ops.mamba3_inputs import WholeScanInputs
 from mambakit.ops.packing import sequence_count
 
 _LEAST_ROWS, _MOST_ROWS = 16, 64  # of a chunk: what a product needs at least, what the registers hold
-_GPU_TILE = 64  # seen on an H200 with Triton 3.6: outputs of tiles 32 channels wide were wrong, those of 64 right
-_LEAST_HALF = 32  # of a state on the GPU: both make a tile
+_GPU_TILE = 64  # seen on an H200 with Triton 3.6: outputs of tiles 32 wide were wrong, those of 64 right
+_FLOAT32_HALF = 32  # of a state, half of a tile: right in float32, and wrong in bfloat16
 _MOST_STATE = 256
 
 
@@ -106,7 +106,7 @@ def sizes(inputs: WholeScanInputs, short: bool = True) -> Sizes:
     single = inputs.cu_seqlens is None and length <= steps
     if single and short and inputs.initial_state is None:
         steps = min(steps, _steps_of_short(int(length), rank))
-    least = least_tile() if triton.interpreting() else _LEAST_HALF
+    narrow = inputs.x.dtype == torch.float32 and not triton.interpreting()
     return Sizes(
         batch,
         length,
@@ -117,7 +117,7 @@ def sizes(inputs: WholeScanInputs, short: bool = True) -> Sizes:
         state,
         pairs=0 if inputs.speeds is None else inputs.speeds.shape[3],
         steps=steps,
-        half=power_of_two((state + 1) // 2, least),
+        half=power_of_two((state + 1) // 2, _FLOAT32_HALF if narrow else least_tile()),
         sequences=sequence_count(batch, inputs.cu_seqlens),
         slots=_slots(batch, length, steps, inputs.cu_seqlens),
         single=single,

@@ -31,6 +31,7 @@ INTERVAL is 8: blocks of 16 steps keep half as many states, but fill the registe
 
 import functools
 
+import torch
 from torch import Tensor
 
 from mambakit.ops.inputs import TRITON_INTERVAL as INTERVAL
@@ -50,8 +51,11 @@ _SHORT = 1024  # steps that few channels take one after another in less time tha
 
 
 @functools.lru_cache(maxsize=1024)
-def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
+def plan(sequences: int, length: int, dim: int, state: int, crowded: bool = False) -> Plan:
     """The configuration for a shape, from what was measured on an H200.
+
+    Where lanes share states, B and C of two rounds are under way, unless the registers are `crowded`: by numbers of
+    float32 and the places of kept states.
 
     Segments are as long as leaves enough programs to fill the chip; longer sequences take longer segments, for
     carrying from one to the next is sequential. More than 16 states leave a thread room for one channel only, and so do
@@ -77,8 +81,8 @@ def plan(sequences: int, length: int, dim: int, state: int) -> Plan:
         states=walk,
         outputs=walk,
         split=4 if many else 16 if short else 0,
-        depth=4 if many else 2,
-        near=1,
+        depth=2,
+        near=2 if many and not crowded else 1,
         backward_size=size,
         gradients_before=walk._replace(unroll=4),
         gradients=gradients,
@@ -101,7 +105,8 @@ def forward(inputs: ScanInputs, y: Tensor, final_state: Tensor, kept: Tensor, ch
         inputs = _readable(inputs)
         u, delta, A, B, C, D, z, delta_bias, initial_state, _, _ = inputs
         layout = layout_of(inputs, keep=kept.shape[0] > 0)
-        launches = forward_launches(layout, chosen or plan(layout.sequences, length, dim, layout.state))
+        crowded = layout.keep and u.dtype == torch.float32
+        launches = forward_launches(layout, chosen or plan(layout.sequences, length, dim, layout.state, crowded))
         if launches.split:
             launches.split_outputs(u, delta, A, B, C, D, z, delta_bias, initial_state, y, final_state, kept)
             return
