@@ -2,6 +2,9 @@
 
 import torch
 
+from mambakit.ops.triton import interpreting
+
+_BLOCK = 64  # numbers of a row, or rows, of a state that a program takes
 GREATEST_CHUNK = 64  # steps, half of it in float32: what the registers hold of the products of a chunk
 LEAST_CHUNK = 16  # steps: what a product on the tensor cores has at least
 GREATEST_STATE = 256
@@ -25,13 +28,15 @@ def chunk_of(chunk_size: int, length: int, dtype: torch.dtype) -> int:
 
 
 def filled(headdim: int, state: int, dtype: torch.dtype) -> tuple[int, int]:
-    """The sizes at which the kernels work: in half precision whole blocks, to which others are filled up with zeros."""
+    """The sizes at which the kernels work: in half precision whole blocks, to which others are filled up with zeros.
+
+    A block has at least 64 numbers on a GPU: with Triton 3.6 on Hopper one of 32 bfloat16 ended in an illegal access.
+    """
     if dtype == torch.float32:
         return headdim, state
-    block = 16
-    while block < 64 and block < headdim:
+    block = width = 16 if interpreting() else _BLOCK
+    while block < _BLOCK and block < headdim:
         block *= 2
-    width = 16
     while width < state:
         width *= 2
     return (headdim + block - 1) // block * block, width
