@@ -7,12 +7,14 @@ processes, which leave them in Triton's cache; with `--processes 0` each is comp
 Implementations take turns on the same GPU, and the figures are medians over all turns, each told twice: the single
 call, launched on an idle device, on which the goals are judged; and the device's time alone, the host having run ahead.
 The cases that say most come first; those for which the minutes do not suffice are named as left out. The record is
-written after every case, so that a run that is cut short keeps what it has.
+written after every case, so that a run that is cut short keeps what it has, and the same command goes on with it.
+Kernels of peers that tune themselves do so in shorter turns than they would, which is most of what they need.
 """
 
 import argparse
 import contextlib
 import datetime
+import functools
 import gc
 import importlib
 import importlib.metadata
@@ -58,15 +60,20 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
     seconds = 60 * options.minutes if options.minutes is not None else _ENOUGH
     until = time.monotonic() + seconds
-    found = [case for case in in_order(names) if options.case in title(vars(case))]
-    warmed = warm_up(names, options.case, min(options.processes, len(found)), seconds / 2)
+    facts = _facts()
+    done = made_before(options.json, facts) if options.json else []
+    measured = {title(result) for result in done}
+    every = [case for case in in_order(names) if options.case in title(vars(case))]
+    found = [case for case in every if title(vars(case)) not in measured]
+    tune_in(warmup=5, rep=20)
+    warmed = warm_up([title(vars(case)) for case in found], options.processes, seconds / 2)
     ceilings = Ceilings(gpu_timing.copy_rate(), gpu_timing.product_rate(), gpu_timing.exponential_rate())
     record: dict[str, Any] = {
-        **_facts(),
+        **facts,
         "ceilings": vars(ceilings),
         "warmed_up_in": warmed,
         "left_out": [],
-        "cases": [],
+        "cases": done,
     }
     for name in ("date", "gpu", "versions", "ceilings", "warmed_up_in"):
         console.print(f"{name}: {record[name]}")
@@ -74,7 +81,7 @@ def main() -> None:
         if time.monotonic() > until:
             record["left_out"].append(title(vars(case)))
             continue
-        result = run(case, ceilings)
+        result = {**run(case, ceilings), "date": _now()}
         record["cases"].append(result)
         print_result(console, result)
         if options.json:
@@ -93,16 +100,39 @@ def in_order(names: list[str]) -> list[Case]:
     return [case for row in itertools.zip_longest(*modules) for case in row if case is not None]
 
 
-def warm_up(names: list[str], text: str, processes: int, seconds: float) -> str:
+def made_before(path: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The cases of the record at `path`, none where it is not there; of another GPU or version it ends the program."""
+    if not path.exists():
+        return []
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        there = {name: record[name] for name in ("gpu", "versions")}
+        cases: list[dict[str, Any]] = record["cases"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        sys.exit(f"{path} holds no record of this benchmark ({type(error).__name__}); choose another file")
+    for name, value in there.items():
+        if value != facts[name]:
+            sys.exit(f"{path} holds a record of another {name.rstrip('s')}: {value}; choose another file")
+    return cases
+
+
+def tune_in(warmup: int, rep: int) -> None:
+    """Let Triton's autotuner take so many milliseconds for a configuration; by default it takes 25 and 100."""
+    import triton.testing
+
+    triton.testing.do_bench = functools.partial(triton.testing.do_bench, warmup=warmup, rep=rep)
+
+
+def warm_up(titles: list[str], processes: int, seconds: float) -> str:
     """Call what the cases call, in several processes, so that its kernels lie compiled in Triton's cache on disk.
 
     Processes that need more than so many seconds are ended: what they leave is compiled when it is first called.
     """
     start = time.monotonic()
     context = multiprocessing.get_context("spawn")
+    processes = min(processes, len(titles))
     workers = [
-        context.Process(target=call_once, args=(names, text, index, processes), daemon=True)
-        for index in range(processes)
+        context.Process(target=call_once, args=(titles[index::processes],), daemon=True) for index in range(processes)
     ]
     for worker in workers:
         worker.start()
@@ -112,11 +142,12 @@ def warm_up(names: list[str], text: str, processes: int, seconds: float) -> str:
     return f"{time.monotonic() - start:.0f} s by {processes} processes"
 
 
-def call_once(names: list[str], text: str, index: int, processes: int) -> None:
-    """Every contender of each `processes`-th case from the `index`-th on, once; but for those that take seconds."""
-    found = [case for case in in_order(names) if text in title(vars(case))]
-    for case in found[index::processes]:
-        for build in case.contenders.values():
+def call_once(titles: list[str]) -> None:
+    """Every contender of the cases of these titles, once; but for those that take seconds."""
+    tune_in(warmup=1, rep=1)
+    by_title = {title(vars(case)): case for case in in_order(list(MODULES))}
+    for name in titles:
+        for build in by_title[name].contenders.values():
             with contextlib.suppress(Exception):  # it fails once more when it is measured, and is named there
                 _call_once(build())
             gc.collect()
@@ -214,11 +245,11 @@ def _facts() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-        "gpu": torch.cuda.get_device_name(),
-        "versions": versions,
-    }
+    return {"date": _now(), "gpu": torch.cuda.get_device_name(), "versions": versions}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What `python -m benchmarks.gpu` makes of times and results: no GPU is needed for that."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.gpu_case import OURS, Case, Ceilings, Contender, Floor
-from benchmarks.gpu_report import markdown, print_errors, print_result, print_times
+from benchmarks.gpu_report import markdown, print_errors, print_result, print_times, title
 from rich.console import Console
 
 from benchmarks import gpu, gpu_timing
@@ -136,7 +137,25 @@ def test_processes_that_compile_beforehand_share_the_cases(tmp_path: Path, monke
     monkeypatch.setenv("NOTES", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(gpu, "in_order", lambda names: list(_two_cases()))
-    for index in range(2):
-        gpu.call_once(["scan"], "scan", index, 2)
+    monkeypatch.setattr(gpu, "tune_in", lambda warmup, rep: None)
+    for index, case in enumerate(_two_cases()):
+        gpu.call_once([title(vars(case))])
         assert {path.name for path in tmp_path.iterdir()} == {str(done) for done in range(index + 1)}
-    assert gpu.warm_up([], "", 0, 1.0).endswith("by 0 processes")
+    assert gpu.warm_up([], 4, 1.0).endswith("by 0 processes")
+
+
+def test_a_record_is_gone_on_with_where_it_is_of_the_same_gpu(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    facts = {"gpu": "H200", "versions": {"torch": "2.11.0"}}
+    assert gpu.made_before(path, facts) == []
+    result = gpu.run(_case(), CEILINGS)
+    path.write_text(json.dumps({**facts, "cases": [result]}, default=str))
+    (kept,) = gpu.made_before(path, facts)
+    assert title(kept) == "scan (1, 2) bfloat16"
+    with pytest.raises(SystemExit, match="another gpu: H200; choose"):
+        gpu.made_before(path, {**facts, "gpu": "H100"})
+    with pytest.raises(SystemExit, match=r"another version: .*2\.11\.0.*; choose"):
+        gpu.made_before(path, {**facts, "versions": {"torch": "2.12.0"}})
+    path.write_text("[]")
+    with pytest.raises(SystemExit, match="no record of this benchmark"):
+        gpu.made_before(path, facts)
