@@ -95,7 +95,15 @@ def test_strided_and_transposed_inputs_are_read_where_they_lie(backend: str) -> 
 @pytest.mark.parametrize("backend", TRITON)
 @pytest.mark.parametrize(
     ("batch", "length", "channels", "width", "optional"),
-    [(2, 0, 3, 4, True), (1, 1, 5, 2, True), (3, 2, 1, 6, True), (1, 259, 70, 1, False), (0, 3, 2, 3, True)],
+    [
+        (2, 0, 3, 4, True),
+        (1, 1, 5, 2, True),
+        (3, 2, 1, 6, True),
+        (1, 259, 70, 1, False),
+        (0, 3, 2, 3, True),
+        (2, 75, 64, 4, True),  # whole blocks of channels
+        (1, 130, 32, 9, True),  # a window that takes the registers of many rows
+    ],
 )
 def test_kernel_of_the_gpu_agrees_at_odd_shapes(
     backend: str, batch: int, length: int, channels: int, width: int, optional: bool

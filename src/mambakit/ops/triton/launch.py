@@ -25,6 +25,12 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device)
 
 
+@functools.cache
+def processors_of(device: torch.device) -> int:
+    """How many multiprocessors share the programs of a kernel; few in the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 class Kernel:
     """A Triton kernel that is launched as ever, `kernel[grid](*tensors, *numbers, **constants)`, at less cost.
 

@@ -31,7 +31,7 @@ def softplus(x):
 
 @triton.jit
 def sigmoid(x):
-    return reciprocal(1.0 + tl.exp2(-x * LOG2_E))
+    return reciprocal(1.0 + tl.exp2(x * -LOG2_E))
 
 
 @triton.jit
