@@ -52,23 +52,31 @@ class Config(NamedTuple):
     channels: int  # of a program, at most
     ahead: int  # rows whose loads are under way
     warps: int
-    resident: int  # programs that a multiprocessor has registers for
+    registers: int  # of a thread, at most
     least: int  # rows of a tile
     most: int = 256
+
+    def resident(self) -> int:
+        """Programs that a multiprocessor has registers for: each of its four parts has 16384."""
+        return 16384 // (32 * self.registers) * 4 // self.warps
 
 
 def forward_config(width: int, size: int) -> Config:
     """By the width of the window and the size of an element in bytes."""
+    if size == 8:
+        return Config(128, 2, 4, 255, 16)
     if width > 8:
-        return Config(128, 4, 4, 7, 64)
-    return Config(256, 8, 2, 10, 16) if size == 2 else Config(256, 4, 2, 14, 16)
+        return Config(128, 4, 4, 128, 64)
+    if width > 4:
+        return Config(256, 8 if size == 2 else 4, 2, 128, 16)
+    return Config(256, 8, 2, 96, 16) if size == 2 else Config(256, 4, 2, 80, 16)
 
 
 def backward_config(width: int, size: int) -> Config:
     """As `forward_config`."""
-    if width > 8:
-        return Config(128, 4, 4, 4, 64)
-    return Config(128, 8, 2, 10, 32) if size == 2 else Config(128, 4, 2, 12, 32)
+    if size == 8 or width > 8:
+        return Config(128, 4, 4, 255, 64)
+    return Config(128, 8 if size == 2 else 4, 2, 96 if width <= 4 else 168, 32)
 
 
 def forward(inputs: ConvInputs, y: Tensor, final_state: Tensor, config: Config | None = None) -> None:
@@ -137,6 +145,7 @@ def _forward_launch(
         WIDTH=width, SILU=silu, BLOCK=block, WHOLE=whole, AHEAD=config.ahead,
         STEPS=(strides[1], channels) if whole else None,
         DIVISOR=stride_divisor(*strides[:2]), DIVISOR_Y=stride_divisor(channels), num_warps=config.warps,
+        maxnreg=config.registers,
     )  # fmt: skip
 
 
@@ -162,6 +171,7 @@ def _backward_launch(
         WIDTH=width, SILU=silu, BLOCK=block, WHOLE=whole, AHEAD=config.ahead,
         STEPS=(strides[1], grad_strides[1], channels) if whole else None, DIVISOR=stride_divisor(*strides[:2]),
         DIVISOR_G=stride_divisor(*grad_strides[:2]), DIVISOR_X=stride_divisor(channels), num_warps=config.warps,
+        maxnreg=config.registers,
     )  # fmt: skip
 
 
@@ -175,7 +185,7 @@ def _rows(x: Tensor, config: Config, shared: int) -> int:
     a multiple of the rows ahead."""
     batch, length, channels = x.shape
     columns = batch * ceil_div(channels, _block(config, channels))
-    at_once = processors_of(x.device) * config.resident
+    at_once = processors_of(x.device) * config.resident()
     rounds = ceil_div(length * columns, at_once * config.most)
     tiles = max(at_once * rounds // max(columns, 1), 1)
     rows = max(ceil_div(length, tiles), config.least)
@@ -427,8 +437,8 @@ def _backward(
             total += later[0]
             if WIDTH > 1 and grad_final is not None:
                 if (s + t >= held) & (s < rest):  # the final state holds this row: its gradient from there
-                    at = grad_final + states + (s + t - held) * channels
-                    grad += tl.load(at + channel, mask=inside, other=0.0).to(offset.dtype)
+                    from_state = grad_final + states + (s + t - held) * channels
+                    grad += tl.load(from_state + channel, mask=inside, other=0.0).to(offset.dtype)
             there = inside & (s < rest)
             if s < 0:
                 there &= t + s >= 0
