@@ -121,6 +121,20 @@ def test_kernel_of_the_gpu_keeps_packed_sequences_apart(backend: str, lengths: l
 
 
 @pytest.mark.parametrize("backend", TRITON)
+def test_kernel_of_the_gpu_widens_the_weights_that_it_reads(backend: str) -> None:
+    t = make(dtype=torch.bfloat16)
+    narrow = {**t, "weight": t["weight"].bfloat16().requires_grad_(), "bias": t["bias"].bfloat16().requires_grad_()}
+    wide = {**t, **{name: narrow[name].detach().float().requires_grad_() for name in ("weight", "bias")}}
+    y, expected = (causal_conv1d(**inputs, activation="silu", backend=backend) for inputs in (narrow, wide))
+    assert torch.equal(y, expected)
+    y.float().square().sum().backward()
+    expected.float().square().sum().backward()
+    for name in ("weight", "bias"):  # to a unit of the last place, which Triton's interpreter cuts off
+        assert narrow[name].grad.dtype == torch.bfloat16
+        torch.testing.assert_close(narrow[name].grad.float(), wide[name].grad, rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("backend", TRITON)
 def test_kernel_of_the_gpu_refuses_more_taps_than_its_registers_hold(backend: str) -> None:
     tensors = make(1, 3, 2, 17)
     with pytest.raises(ValueError, match="16 taps at most"):

@@ -110,7 +110,8 @@ def backward(
         return
     rows = _rows(x, config, width - 1)
     sequences, tiles, table = _tiles(inputs, rows)
-    partial = weight.new_empty(sequences * tiles, width + 1, channels)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    partial = weight.new_empty(sequences * tiles, width + 1, channels, dtype=wide)
     state = None if state is None else state.contiguous()
     outer = None if grad_final_state is None else grad_final_state.contiguous()
     layout = (tiles, rows, x.shape, x.stride(), grad_y.stride(), width, weight.stride(), inputs.silu, config)
@@ -254,12 +255,13 @@ def _row(x, state, t, first, left, x_row, channel, inside, channels, WIDTH: tl.c
 
 @triton.jit
 def _taps(weight, bias, channel, inside, w_channel, w_tap, WIDTH: tl.constexpr):
-    """The weights of each tap, and the bias."""
+    """The weights of each tap, and the bias, in the dtype of sums."""
+    wide: tl.constexpr = tl.float64 if weight.dtype.element_ty == tl.float64 else tl.float32
     taps = ()
     for k in tl.static_range(WIDTH):
-        taps = taps + (tl.load(weight + channel * w_channel + k * w_tap, mask=inside, other=0.0),)
+        taps = taps + (tl.load(weight + channel * w_channel + k * w_tap, mask=inside, other=0.0).to(wide),)
     if bias is not None:
-        return taps, tl.load(bias + channel, mask=inside, other=0.0)
+        return taps, tl.load(bias + channel, mask=inside, other=0.0).to(wide)
     else:
         return taps, taps[0] * 0.0
 
@@ -471,6 +473,6 @@ def _sum_tiles(
         sums += tl.load(partial + at, mask=(tile[:, None] < tiles) & (channel[None, :] < channels), other=0.0)
     total = tl.sum(sums, axis=0)
     if k < WIDTH:
-        tl.store(grad_weight + channel * WIDTH + k, total, mask=channel < channels)
+        tl.store(grad_weight + channel * WIDTH + k, total.to(grad_weight.dtype.element_ty), mask=channel < channels)
     elif grad_bias is not None:
-        tl.store(grad_bias + channel, total, mask=channel < channels)
+        tl.store(grad_bias + channel, total.to(grad_bias.dtype.element_ty), mask=channel < channels)
