@@ -95,7 +95,15 @@ def test_strided_and_transposed_inputs_are_read_where_they_lie(backend: str) -> 
 @pytest.mark.parametrize("backend", TRITON)
 @pytest.mark.parametrize(
     ("batch", "length", "channels", "width", "optional"),
-    [(2, 0, 3, 4, True), (1, 1, 5, 2, True), (3, 2, 1, 6, True), (1, 259, 70, 1, False), (0, 3, 2, 3, True)],
+    [
+        (2, 0, 3, 4, True),
+        (1, 1, 5, 2, True),
+        (3, 2, 1, 6, True),
+        (1, 259, 70, 1, False),
+        (0, 3, 2, 3, True),
+        (2, 75, 64, 4, True),  # whole blocks of channels
+        (1, 130, 32, 9, True),  # a window that takes the registers of many rows
+    ],
 )
 def test_kernel_of_the_gpu_agrees_at_odd_shapes(
     backend: str, batch: int, length: int, channels: int, width: int, optional: bool
@@ -110,6 +118,20 @@ def test_kernel_of_the_gpu_keeps_packed_sequences_apart(backend: str, lengths: l
     tensors["initial_state"] = torch.randn(len(lengths), 3, 6)
     tensors["cu_seqlens"] = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()])
     assert_backend_agrees(conv, tensors, backend, torch.float32)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+def test_kernel_of_the_gpu_widens_the_weights_that_it_reads(backend: str) -> None:
+    t = make(dtype=torch.bfloat16)
+    narrow = {**t, "weight": t["weight"].bfloat16().requires_grad_(), "bias": t["bias"].bfloat16().requires_grad_()}
+    wide = {**t, **{name: narrow[name].detach().float().requires_grad_() for name in ("weight", "bias")}}
+    y, expected = (causal_conv1d(**inputs, activation="silu", backend=backend) for inputs in (narrow, wide))
+    assert torch.equal(y, expected)
+    y.float().square().sum().backward()
+    expected.float().square().sum().backward()
+    for name in ("weight", "bias"):  # to a unit of the last place, which Triton's interpreter cuts off
+        assert narrow[name].grad.dtype == torch.bfloat16
+        torch.testing.assert_close(narrow[name].grad.float(), wide[name].grad, rtol=2**-7, atol=0)
 
 
 @pytest.mark.parametrize("backend", TRITON)

@@ -2,6 +2,10 @@
 
 # mypy: disable-error-code="no-untyped-def"
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +16,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from mambakit.ops.triton.launch import Kernel  # noqa: E402
+from mambakit.ops.triton.launch import Kernel, compile_together  # noqa: E402
 
 
 @triton.jit(do_not_specialize=["offset"])
@@ -49,6 +53,41 @@ def test_a_bound_launch_takes_the_tensors_alone() -> None:
     assert [args for _, args, _ in recorder.launches] == [(x, None, 7), (y, x, 7)]
 
 
+def test_what_triton_does_not_compile_is_not_launched_to_compile_it() -> None:
+    recorder = _Recorder()
+    compile_together([(Kernel(recorder).bind((4,), 7, SIGN=-1), (torch.zeros(3),))])
+    assert recorder.launches == []
+
+
+_WITHOUT_A_GPU = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class NoDevice:
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device: 0
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+
+driver.set_active(NoDevice())
+from mambakit.ops.triton.causal_conv1d import _sum_tiles
+from mambakit.ops.triton.launch import compile_together
+
+x = torch.zeros(16)
+compile_together([(_sum_tiles.bind((1, 1), 3, 5, WIDTH=width, BLOCK=32, TILES=64), (x, x, None)) for width in (2, 3)])
+kernels = _sum_tiles.function.device_caches[0][0].values()
+print(*(kernel.asm["cubin"][:4] for kernel in kernels))
+"""
+
+
+def test_kernels_are_compiled_side_by_side_without_being_launched(tmp_path: Path) -> None:
+    if not triton.__version__.startswith("3.6."):
+        pytest.skip("another Triton compiles what it launches, when it does")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_A_GPU], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [str(b"\x7fELF")] * 2, done.stderr
+
+
 def test_another_triton_launches_its_kernels_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "__version__", "99.1.0+later")
     assert not Kernel(_plain)._direct
@@ -77,6 +116,22 @@ def test_every_form_of_a_kernel_is_told_apart_from_the_others() -> None:
     ]
     for form in forms * 2:  # at the second time nothing is compiled
         torch.testing.assert_close(_on_gpu(kernel, **form), _on_gpu(_plain, **form), rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_what_was_compiled_together_is_launched_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(triton.knobs.compilation, "listener", lambda *, src, **_: compiled.append(src))
+    kernel = Kernel(_plain)
+    x = torch.ones(64, device="cuda")
+    launches = [kernel.bind((1,), 7, 3, SIGN=sign, BLOCK=64) for sign in (1, -1)]
+    compile_together([(launch, (x, None, x)) for launch in launches])
+    assert len(compiled) == 2
+    for launch, sign in zip(launches, (1, -1), strict=True):
+        out = torch.zeros_like(x)
+        launch(x, None, out)
+        assert (out == sign * 3.0).all()
+    assert len(compiled) == 2
 
 
 @pytest.mark.gpu

@@ -60,8 +60,8 @@ def causal_conv1d(
         raise ValueError(f"activation must be None, 'silu' or 'swish', got {activation!r}")
     inputs = ConvInputs(x, weight, bias, initial_state, cu_seqlens, silu=activation is not None)
     _check(inputs)
-    inputs = _with_common_dtypes(inputs)
     name = dispatch.choose(x.device, backend, (*_KERNELS, "reference"), lambda name: _case_refusal(name, inputs))
+    inputs = _with_common_dtypes(inputs, name)
     y, final_state = reference(inputs) if name == "reference" else _run(inputs, name)
     return (y, final_state) if return_final_state else y
 
@@ -114,15 +114,16 @@ def _check(inputs: ConvInputs) -> None:
     dispatch.check_shape("initial_state", initial_state, states, "(sequences, width - 1, channels)")
 
 
-def _with_common_dtypes(inputs: ConvInputs) -> ConvInputs:
-    """weight and bias in the dtype of sums; the state in that of x."""
+def _with_common_dtypes(inputs: ConvInputs, backend: str) -> ConvInputs:
+    """weight and bias in the dtype of sums, the state in that of x. The GPU's kernels widen what they read themselves:
+    a cast there is a launch, and its gradient another."""
     x, weight, bias, initial_state, cu_seqlens, silu = inputs
     wide = dispatch.accumulation_dtype(*inputs[:4])
     narrow = wide if wide == torch.float64 else x.dtype
     cast = dispatch.cast
-    return ConvInputs(
-        cast(x, narrow), cast(weight, wide), cast(bias, wide), cast(initial_state, narrow), cu_seqlens, silu
-    )  # fmt: skip
+    if backend != "triton" or wide == torch.float64:
+        weight, bias = cast(weight, wide), cast(bias, wide)
+    return ConvInputs(cast(x, narrow), weight, bias, cast(initial_state, narrow), cu_seqlens, silu)
 
 
 def _outputs(inputs: ConvInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:

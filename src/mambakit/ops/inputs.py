@@ -27,7 +27,8 @@ class ScanInputs(NamedTuple):
 
 
 class ConvInputs(NamedTuple):
-    """Inputs of the causal convolution; weight and bias are float32 (float64 for float64)."""
+    """Inputs of the causal convolution; weight and bias are float32 (float64 for float64), or, for the GPU's kernels,
+    narrower."""
 
     x: Tensor  # (batch, length, channels)
     weight: Tensor  # (channels, width)

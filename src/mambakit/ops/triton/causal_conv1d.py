@@ -1,8 +1,9 @@
 """The causal convolution on the GPU.
 
 A program takes a block of channels through a tile of rows, with the last `width - 1` inputs in registers, so that every
-input is read from memory once. The backward recomputes what stood before the activation, and keeps the last `width`
-gradients of it the same way:
+input is read from memory once. Memory is what both directions wait for: loads of the next rows are under way at any
+time, and tiles are as long as lets all programs run at once. The backward recomputes what stood before the activation,
+and keeps the last `width` gradients of it the same way:
 
     g_t  = grad_y_t activation'(bias + sum_k weight_k x_{t - (width - 1) + k})
     dx_s = sum_k weight_k g_{s + (width - 1) - k},    dweight_k = sum_t g_t x_{t - (width - 1) + k}
@@ -26,7 +27,16 @@ from torch import Tensor
 
 from mambakit.ops.inputs import ConvInputs
 from mambakit.ops.packing import sequence_bounds
-from mambakit.ops.triton.launch import Kernel, ceil_div, on_device_of, power_of_two, rows_contiguous, stride_divisor
+from mambakit.ops.triton.launch import (
+    Kernel,
+    ceil_div,
+    on_device_of,
+    power_of_two,
+    processors_of,
+    rows_contiguous,
+    stride_divisor,
+)
+from mambakit.ops.triton.selective_scan_steps import sigmoid
 
 ABSENT_GRADIENTS = True  # what `backward` takes in place of zeros: `mambakit.ops.operator`
 
@@ -40,34 +50,45 @@ class Config(NamedTuple):
     """How a kernel is cut up."""
 
     channels: int  # of a program, at most
-    rows: int  # of a program
-    unrolled: int  # rows whose loads are in flight together
+    ahead: int  # rows whose loads are under way
     warps: int
+    registers: int  # of a thread, at most
+    least: int  # rows of a tile
+    most: int = 256
+
+    def resident(self) -> int:
+        """Programs that a multiprocessor has registers for: each of its four parts has 16384."""
+        return 16384 // (32 * self.registers) * 4 // self.warps
 
 
-def forward_config(width: int, elements: int) -> Config:
-    """By shape class: the width of the window, and whether there are enough tiles to fill the chip."""
+def forward_config(width: int, size: int) -> Config:
+    """By the width of the window and the size of an element in bytes."""
+    if size == 8:
+        return Config(128, 2, 4, 255, 16)
     if width > 8:
-        return Config(128, 64, 4, 4)
-    return Config(256, 16, 8, 2) if elements < 1 << 23 else Config(256, 64, 8, 2)
+        return Config(128, 4, 4, 128, 64)
+    if width > 4:
+        return Config(256, 8 if size == 2 else 4, 2, 128, 16)
+    return Config(256, 8, 2, 96, 16) if size == 2 else Config(256, 4, 2, 80, 16)
 
 
-def backward_config(width: int, elements: int) -> Config:
+def backward_config(width: int, size: int) -> Config:
     """As `forward_config`."""
-    if width > 8:
-        return Config(128, 64 + power_of_two(width), 4, 4)
-    return Config(128, 32, 8, 2) if elements < 1 << 23 else Config(512, 128, 4, 4)
+    if size == 8 or width > 8:
+        return Config(128, 4, 4, 255, 64)
+    return Config(128, 8 if size == 2 else 4, 2, 96 if width <= 4 else 168, 32)
 
 
 def forward(inputs: ConvInputs, y: Tensor, final_state: Tensor, config: Config | None = None) -> None:
     """Fill y and the final state."""
     x, weight, state = _readable(inputs.x), inputs.weight, inputs.initial_state
-    config = config or forward_config(weight.shape[1], x.numel())
-    sequences, tiles, table = _tiles(inputs, config.rows)
+    config = config or forward_config(weight.shape[1], x.element_size())
+    rows = _rows(x, config, 0)
+    sequences, tiles, table = _tiles(inputs, rows)
     if sequences * tiles * x.shape[2] == 0:
         return
     state = None if state is None else state.contiguous()
-    layout = (tiles, x.shape, x.stride(), weight.shape[1], weight.stride(), inputs.silu, config)
+    layout = (tiles, rows, x.shape, x.stride(), weight.shape[1], weight.stride(), inputs.silu, config)
     with on_device_of(x):
         _forward_launch(sequences * tiles, *layout)(x, weight, inputs.bias, state, y, final_state, table)
 
@@ -84,14 +105,16 @@ def backward(
     x, grad_y = _readable(inputs.x), _readable(grad_y)
     weight, state = inputs.weight, inputs.initial_state
     channels, width = weight.shape
-    config = config or backward_config(width, x.numel())
-    sequences, tiles, table = _tiles(inputs, config.rows - (width - 1))
+    config = config or backward_config(width, x.element_size())
     if channels == 0:
         return
-    partial = weight.new_empty(sequences * tiles, width + 1, channels)
+    rows = _rows(x, config, width - 1)
+    sequences, tiles, table = _tiles(inputs, rows)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    partial = weight.new_empty(sequences * tiles, width + 1, channels, dtype=wide)
     state = None if state is None else state.contiguous()
     outer = None if grad_final_state is None else grad_final_state.contiguous()
-    layout = (tiles, x.shape, x.stride(), grad_y.stride(), width, weight.stride(), inputs.silu, config)
+    layout = (tiles, rows, x.shape, x.stride(), grad_y.stride(), width, weight.stride(), inputs.silu, config)
     with on_device_of(x):
         if sequences * tiles > 0:
             _backward_launch(sequences * tiles, *layout)(
@@ -106,6 +129,7 @@ def backward(
 def _forward_launch(
     all_tiles: int,
     tiles: int,
+    rows: int,
     shape: torch.Size,
     strides: Strides,
     width: int,
@@ -115,11 +139,14 @@ def _forward_launch(
 ) -> Callable[..., None]:
     """All that follows from shapes and strides, found out once."""
     _, length, channels = shape
-    block = min(config.channels, power_of_two(channels, 32))
+    block = _block(config, channels)
+    whole = channels % block == 0
     return _forward.bind(
-        (all_tiles * ceil_div(channels, block),), length, channels, tiles, *strides[:2], *taps,
-        WIDTH=width, SILU=silu, BLOCK=block, ROWS=config.rows, UNROLLED=config.unrolled,
+        (all_tiles * ceil_div(channels, block),), length, channels, tiles, rows, *strides[:2], *taps,
+        WIDTH=width, SILU=silu, BLOCK=block, WHOLE=whole, AHEAD=config.ahead,
+        STEPS=(strides[1], channels) if whole else None,
         DIVISOR=stride_divisor(*strides[:2]), DIVISOR_Y=stride_divisor(channels), num_warps=config.warps,
+        maxnreg=config.registers,
     )  # fmt: skip
 
 
@@ -127,6 +154,7 @@ def _forward_launch(
 def _backward_launch(
     all_tiles: int,
     tiles: int,
+    rows: int,
     shape: torch.Size,
     strides: Strides,
     grad_strides: Strides,
@@ -137,13 +165,32 @@ def _backward_launch(
 ) -> Callable[..., None]:
     """As `_forward_launch`."""
     _, length, channels = shape
-    block = min(config.channels, power_of_two(channels, 32))
+    block = _block(config, channels)
+    whole = channels % block == 0
     return _backward.bind(
-        (all_tiles * ceil_div(channels, block),), length, channels, tiles, *strides[:2], *grad_strides[:2], *taps,
-        WIDTH=width, SILU=silu, BLOCK=block, WHOLE=channels % block == 0, ROWS=config.rows,
-        UNROLLED=config.unrolled, DIVISOR=stride_divisor(*strides[:2]),
+        (all_tiles * ceil_div(channels, block),), length, channels, tiles, rows, *strides[:2], *grad_strides[:2], *taps,
+        WIDTH=width, SILU=silu, BLOCK=block, WHOLE=whole, AHEAD=config.ahead,
+        STEPS=(strides[1], grad_strides[1], channels) if whole else None, DIVISOR=stride_divisor(*strides[:2]),
         DIVISOR_G=stride_divisor(*grad_strides[:2]), DIVISOR_X=stride_divisor(channels), num_warps=config.warps,
+        maxnreg=config.registers,
     )  # fmt: skip
+
+
+def _block(config: Config, channels: int) -> int:
+    return min(config.channels, power_of_two(channels, 32))
+
+
+def _rows(x: Tensor, config: Config, shared: int) -> int:
+    """Rows of a tile: as many as leave no more programs than run at once, or, where that is too many rows, than run in
+    a few rounds, so that the last round is as full as the first. A program walks along `shared` rows more, all of them
+    a multiple of the rows ahead."""
+    batch, length, channels = x.shape
+    columns = batch * ceil_div(channels, _block(config, channels))
+    at_once = processors_of(x.device) * config.resident()
+    rounds = ceil_div(length * columns, at_once * config.most)
+    tiles = max(at_once * rounds // max(columns, 1), 1)
+    rows = max(ceil_div(length, tiles), config.least)
+    return ceil_div(rows + shared, config.ahead) * config.ahead - shared
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -169,11 +216,11 @@ def _tiles(inputs: ConvInputs, rows: int) -> tuple[int, int, Tensor | None]:
 
 
 @triton.jit
-def _place(table, length, tiles, tile, ROWS: tl.constexpr):
+def _place(table, length, tiles, tile, rows):
     """(sequence, batch row, first row, length of the sequence, first row of the tile) of a tile."""
     if table is None:
         sequence = (tile // tiles).to(tl.int64)
-        return sequence, sequence, sequence * 0, length + sequence * 0, ((tile % tiles) * ROWS).to(tl.int64)
+        return sequence, sequence, sequence * 0, length + sequence * 0, ((tile % tiles) * rows).to(tl.int64)
     else:
         entry = table + tile.to(tl.int64) * 4
         sequence = tl.load(entry)
@@ -208,18 +255,19 @@ def _row(x, state, t, first, left, x_row, channel, inside, channels, WIDTH: tl.c
 
 @triton.jit
 def _taps(weight, bias, channel, inside, w_channel, w_tap, WIDTH: tl.constexpr):
-    """The weights of each tap, and the bias."""
+    """The weights of each tap, and the bias, in the dtype of sums."""
+    wide: tl.constexpr = tl.float64 if weight.dtype.element_ty == tl.float64 else tl.float32
     taps = ()
     for k in tl.static_range(WIDTH):
-        taps = taps + (tl.load(weight + channel * w_channel + k * w_tap, mask=inside, other=0.0),)
+        taps = taps + (tl.load(weight + channel * w_channel + k * w_tap, mask=inside, other=0.0).to(wide),)
     if bias is not None:
-        return taps, tl.load(bias + channel, mask=inside, other=0.0)
+        return taps, tl.load(bias + channel, mask=inside, other=0.0).to(wide)
     else:
         return taps, taps[0] * 0.0
 
 
 @Kernel
-@triton.jit(do_not_specialize=["length", "tiles", "x_batch", "x_row"])
+@triton.jit(do_not_specialize=["length", "tiles", "rows", "x_batch", "x_row"])
 def _forward(
     x,
     weight,
@@ -231,6 +279,7 @@ def _forward(
     length,
     channels,
     tiles,
+    rows,
     x_batch,
     x_row,
     w_channel,
@@ -238,55 +287,60 @@ def _forward(
     WIDTH: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    UNROLLED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    AHEAD: tl.constexpr,
+    STEPS: tl.constexpr,
     DIVISOR: tl.constexpr,
     DIVISOR_Y: tl.constexpr,
 ):
     tile = tl.program_id(0) // tl.cdiv(channels, BLOCK)
-    channel = (tl.program_id(0) % tl.cdiv(channels, BLOCK)) * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < channels
-    sequence, batch, start, count, first = _place(table, length, tiles, tile, ROWS)
-    end = tl.minimum(first + ROWS, count)
-    x += tl.multiple_of(batch * x_batch, DIVISOR) + tl.multiple_of(start * x_row, DIVISOR)
-    y += tl.multiple_of((batch * length + start) * channels, DIVISOR_Y)
+    # Rows are counted from the tile's first on, in 32 bits.
+    channel, inside = _channels(channels, BLOCK, WHOLE)
+    sequence, batch, start, count, first = _place(table, length, tiles, tile, rows)
+    left = tl.minimum(count - first, 1 << 20).to(tl.int32)
+    end = tl.minimum(left, rows)
+    x += tl.multiple_of(batch * x_batch, DIVISOR) + tl.multiple_of((start + first) * x_row, DIVISOR)
+    y += tl.multiple_of((batch * length + start + first) * channels, DIVISOR_Y)
     if state is not None:
         state += sequence * (WIDTH - 1) * channels
+    x_step = STEPS[0] if STEPS is not None else x_row
+    y_step = STEPS[1] if STEPS is not None else channels
     taps, offset = _taps(weight, bias, channel, inside, w_channel, w_tap, WIDTH)
 
+    ahead = ()
+    for i in tl.static_range(AHEAD):
+        at = x + tl.multiple_of(i * x_step, DIVISOR)
+        ahead = ahead + (tl.load(at + channel, mask=inside & (i < end)),)
     window = ()
     for k in tl.static_range(WIDTH - 1):
-        t = first - (WIDTH - 1) + k
-        row = _row(x, state, t, start * 0, count, x_row, channel, inside, channels, WIDTH, DIVISOR)
-        window = window + (row,)
-    for t in range(first, end, UNROLLED):
-        rows = ()
-        for i in tl.static_range(WIDTH - 1):
-            rows = rows + (window[i],)
-        for i in tl.static_range(UNROLLED):
-            at = tl.multiple_of((t + i) * x_row, DIVISOR)
-            rows = rows + (tl.load(x + at + channel, mask=inside & (t + i < end), other=0.0),)
-        for i in tl.static_range(UNROLLED):
+        row = _row(x, state, k - (WIDTH - 1), first, left, x_step, channel, inside, channels, WIDTH, DIVISOR)
+        window = window + (row.to(offset.dtype),)
+    for t in range(0, end, AHEAD):
+        x_next = x + tl.multiple_of((t + AHEAD) * x_step, DIVISOR) + channel
+        y_now = y + tl.multiple_of(t * y_step, DIVISOR_Y) + channel
+        rest = end - t
+        for i in tl.static_range(AHEAD):  # what is used up makes room, so that nothing under way is ever moved
+            window = window + (ahead[0].to(offset.dtype),)
+            following = tl.load(x_next + tl.multiple_of(i * x_step, DIVISOR), mask=inside & (AHEAD + i < rest))
+            ahead = ahead[1:] + (following,)
             value = offset
             for k in tl.static_range(WIDTH):
-                value += taps[k] * rows[i + k].to(offset.dtype)
+                value += taps[k] * window[k]
             if SILU:
-                value = value / (1.0 + tl.exp(-value))
-            at = tl.multiple_of((t + i) * channels, DIVISOR_Y)
-            tl.store(y + at + channel, value.to(y.dtype.element_ty), mask=inside & (t + i < end))
-        window = ()
-        for i in tl.static_range(WIDTH - 1):
-            window = window + (rows[UNROLLED + i],)
+                value *= sigmoid(value)
+            y_at = y_now + tl.multiple_of(i * y_step, DIVISOR_Y)
+            tl.store(y_at, value.to(y.dtype.element_ty), mask=inside & (i < rest))
+            window = window[1:]
 
-    if end == count:
+    if end == left:
         for k in tl.static_range(WIDTH - 1):
-            t = count - (WIDTH - 1) + k
-            last = _row(x, state, t, start * 0, count, x_row, channel, inside, channels, WIDTH, DIVISOR)
+            t = left - (WIDTH - 1) + k
+            last = _row(x, state, t, first, left, x_row, channel, inside, channels, WIDTH, DIVISOR)
             tl.store(final_state + (sequence * (WIDTH - 1) + k) * channels + channel, last, mask=inside)
 
 
 @Kernel
-@triton.jit(do_not_specialize=["length", "tiles", "x_batch", "x_row", "g_batch", "g_row"])
+@triton.jit(do_not_specialize=["length", "tiles", "rows", "x_batch", "x_row", "g_batch", "g_row"])
 def _backward(
     x,
     weight,
@@ -301,6 +355,7 @@ def _backward(
     length,
     channels,
     tiles,
+    rows,
     x_batch,
     x_row,
     g_batch,
@@ -311,20 +366,20 @@ def _backward(
     SILU: tl.constexpr,
     BLOCK: tl.constexpr,
     WHOLE: tl.constexpr,
-    ROWS: tl.constexpr,
-    UNROLLED: tl.constexpr,
+    AHEAD: tl.constexpr,
+    STEPS: tl.constexpr,
     DIVISOR: tl.constexpr,
     DIVISOR_G: tl.constexpr,
     DIVISOR_X: tl.constexpr,
 ):
-    # A tile of ROWS - (WIDTH - 1) rows of grad_x takes gradients of ROWS outputs, the last of them the next tile's.
-    OWN: tl.constexpr = ROWS - (WIDTH - 1)
+    # The tile's rows of grad_x take gradients of WIDTH - 1 outputs more, which are the next tile's.
     tile = tl.program_id(0) // tl.cdiv(channels, BLOCK)
     # Rows are counted from the tile's first on, in 32 bits.
     channel, inside = _channels(channels, BLOCK, WHOLE)
-    sequence, batch, start, count, first = _place(table, length, tiles, tile, OWN)
+    sequence, batch, start, count, first = _place(table, length, tiles, tile, rows)
     left = tl.minimum(count - first, 1 << 20).to(tl.int32)
-    end = tl.minimum(left, OWN)
+    end = tl.minimum(left, rows)
+    reach = tl.minimum(left, rows + (WIDTH - 1))
     held = left - (WIDTH - 1)  # the first row that the final state holds
     x += tl.multiple_of(batch * x_batch, DIVISOR) + tl.multiple_of((start + first) * x_row, DIVISOR)
     grad_y += tl.multiple_of(batch * g_batch, DIVISOR_G) + tl.multiple_of((start + first) * g_row, DIVISOR_G)
@@ -334,63 +389,68 @@ def _backward(
         state += states
     taps, offset = _taps(weight, bias, channel, inside, w_channel, w_tap, WIDTH)
     zero = offset * 0.0
+    x_step = STEPS[0] if STEPS is not None else x_row
+    g_step = STEPS[1] if STEPS is not None else g_row
+    dx_step = STEPS[2] if STEPS is not None else channels
 
     window = ()
     later = ()  # gradients of the WIDTH - 1 outputs before the present one
     sums = (zero,)
     for k in tl.static_range(WIDTH - 1):
-        row = _row(x, state, k - (WIDTH - 1), first, left, x_row, channel, inside, channels, WIDTH, DIVISOR)
-        window = window + (row,)
+        row = _row(x, state, k - (WIDTH - 1), first, left, x_step, channel, inside, channels, WIDTH, DIVISOR)
+        window = window + (row.to(offset.dtype),)
         later = later + (zero,)
         sums = sums + (zero,)
     total = zero
-    for t in range(0, end + (WIDTH - 1), UNROLLED):
-        rows = ()
-        gs = ()
-        outs = ()
-        for i in tl.static_range(WIDTH - 1):
-            rows = rows + (window[i],)
-            gs = gs + (later[i],)
-        for i in tl.static_range(UNROLLED):
-            there = inside & (t + i < left)
-            at = tl.multiple_of((t + i) * x_row, DIVISOR)
-            rows = rows + (tl.load(x + at + channel, mask=there, other=0.0),)
-            at = tl.multiple_of((t + i) * g_row, DIVISOR_G)
-            outs = outs + (tl.load(grad_y + at + channel, mask=there, other=0.0),)
-        for i in tl.static_range(UNROLLED):
-            g = outs[i].to(offset.dtype)
+    xs, gs = (), ()
+    for i in tl.static_range(AHEAD):
+        there = inside & (i < reach)
+        xs = xs + (tl.load(x + tl.multiple_of(i * x_step, DIVISOR) + channel, mask=there, other=0.0),)
+        gs = gs + (tl.load(grad_y + tl.multiple_of(i * g_step, DIVISOR_G) + channel, mask=there, other=0.0),)
+    for t in range(0, end + (WIDTH - 1), AHEAD):
+        x_next = x + tl.multiple_of((t + AHEAD) * x_step, DIVISOR) + channel
+        g_next = grad_y + tl.multiple_of((t + AHEAD) * g_step, DIVISOR_G) + channel
+        now = grad_x + tl.multiple_of(t * dx_step, DIVISOR_X) + channel
+        rest, loaded = end - t, reach - t
+        for i in tl.static_range(AHEAD):  # what is used up makes room, so that nothing under way is ever moved
+            window = window + (xs[0].to(offset.dtype),)
+            g = gs[0].to(offset.dtype)
+            there = inside & (AHEAD + i < loaded)
+            xs = xs[1:] + (tl.load(x_next + tl.multiple_of(i * x_step, DIVISOR), mask=there, other=0.0),)
+            gs = gs[1:] + (tl.load(g_next + tl.multiple_of(i * g_step, DIVISOR_G), mask=there, other=0.0),)
             if SILU:
                 value = offset
                 for k in tl.static_range(WIDTH):
-                    value += taps[k] * rows[i + k].to(offset.dtype)
-                on = 1.0 / (1.0 + tl.exp(-value))
-                g = g * on * (1.0 + value * (1.0 - on))
-            gs = gs + (g,)
-            own = tl.where(t + i < end, g, 0.0)
-            total += own
+                    value += taps[k] * window[k]
+                on = sigmoid(value)
+                g = g * (on + value * on * (1.0 - on))
+            later = later + (g,)
+            s = i - (WIDTH - 1)  # row t + s of the inputs has all its gradients now
+            own = window[0]
+            if s < 0:
+                own = tl.where((t + s >= 0) | (first == 0), own, 0.0)
+            grad = zero
             added = ()
             for k in tl.static_range(WIDTH):
-                added = added + (sums[k] + own * rows[i + k].to(offset.dtype),)
+                g_k = later[WIDTH - 1 - k]
+                grad = grad + taps[k] * g_k if k > 0 else taps[k] * g_k
+                added = added + (sums[k] + own * g_k,)
             sums = added
-            s = t + i - (WIDTH - 1)
-            grad = zero
-            for k in tl.static_range(WIDTH):
-                grad += taps[k] * gs[i + WIDTH - 1 - k]
+            total += later[0]
             if WIDTH > 1 and grad_final is not None:
-                if (s >= held) & (s < end):  # the final state holds this row: its gradient from there
-                    from_state = tl.load(grad_final + states + (s - held) * channels + channel, mask=inside, other=0.0)
-                    grad += from_state.to(offset.dtype)
-            at = tl.multiple_of(s * channels, DIVISOR_X)
-            tl.store(grad_x + at + channel, grad.to(grad_x.dtype.element_ty), mask=inside & (s >= 0) & (s < end))
-            if grad_state is not None:
-                if (first == 0) & (s < 0) & (s < end):
-                    to_state = grad_state + states + (s + WIDTH - 1) * channels
+                if (s + t >= held) & (s < rest):  # the final state holds this row: its gradient from there
+                    from_state = grad_final + states + (s + t - held) * channels
+                    grad += tl.load(from_state + channel, mask=inside, other=0.0).to(offset.dtype)
+            there = inside & (s < rest)
+            if s < 0:
+                there &= t + s >= 0
+            at = now + tl.multiple_of(s * dx_step, DIVISOR_X)
+            tl.store(at, grad.to(grad_x.dtype.element_ty), mask=there)
+            if s < 0 and grad_state is not None:
+                if (first == 0) & (t + s < 0) & (s < rest):
+                    to_state = grad_state + states + (s + t + WIDTH - 1) * channels
                     tl.store(to_state + channel, grad.to(grad_state.dtype.element_ty), mask=inside)
-        window = ()
-        later = ()
-        for i in tl.static_range(WIDTH - 1):
-            window = window + (rows[UNROLLED + i],)
-            later = later + (gs[UNROLLED + i],)
+            window, later = window[1:], later[1:]
 
     at = tile.to(tl.int64) * (WIDTH + 1) * channels
     for k in tl.static_range(WIDTH):
@@ -413,6 +473,6 @@ def _sum_tiles(
         sums += tl.load(partial + at, mask=(tile[:, None] < tiles) & (channel[None, :] < channels), other=0.0)
     total = tl.sum(sums, axis=0)
     if k < WIDTH:
-        tl.store(grad_weight + channel * WIDTH + k, total, mask=channel < channels)
+        tl.store(grad_weight + channel * WIDTH + k, total.to(grad_weight.dtype.element_ty), mask=channel < channels)
     elif grad_bias is not None:
-        tl.store(grad_bias + channel, total, mask=channel < channels)
+        tl.store(grad_bias + channel, total.to(grad_bias.dtype.element_ty), mask=channel < channels)

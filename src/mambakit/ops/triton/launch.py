@@ -3,7 +3,8 @@ loads may rely on."""
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,6 +24,12 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
         return _NOWHERE_ELSE
     return torch.cuda.device(tensor.device)
+
+
+@functools.cache
+def processors_of(device: torch.device) -> int:
+    """How many multiprocessors share the programs of a kernel; few in the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 class Kernel:
@@ -59,7 +66,8 @@ class Kernel:
         self._bound(grid, *args[tensors:], **constants)(*args[:tensors])
 
     def bind(self, grid: tuple[int, ...], *numbers: int, **constants: Any) -> Callable[..., None]:
-        """The launch but for its tensors: worth keeping where the same one comes again."""
+        """The launch but for its tensors: worth keeping where the same one comes again. Its `compile`, where there is
+        one, takes the same tensors or others of their dtypes, and compiles the kernel alone."""
         ordinary = self.function[grid]
         small = not numbers or (max(numbers) <= _LARGEST and min(numbers) >= -_LARGEST)
         if not (self._direct and small):
@@ -93,7 +101,23 @@ class Kernel:
             function, *fixed = found
             function(*whole_grid, active.get_current_stream(device), *fixed, *pointers, *last)
 
+        def compile_alone(*tensors: Tensor | None) -> None:
+            dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
+            if (active.get_current_device(), *dtypes, form) not in compiled:
+                self.function.warmup(*dtypes, *numbers, grid=grid, **constants)
+
+        launch.compile = compile_alone  # type: ignore[attr-defined]
         return launch
+
+
+def compile_together(launches: Iterable[tuple[Callable[..., None], tuple[Tensor | None, ...]]]) -> None:
+    """Compile side by side what these bound launches of such tensors would compile one after another: a compiler at
+    work leaves Python to the others. What does not compile says so when it is launched."""
+    together = [(launch.compile, tensors) for launch, tensors in launches if hasattr(launch, "compile")]
+    if together:
+        with ThreadPoolExecutor(len(together)) as threads, triton.AsyncCompileMode(threads, ignore_errors=True):
+            for compile_alone, tensors in together:
+                compile_alone(*tensors)
 
 
 def _launcher_is_known() -> bool:

@@ -15,7 +15,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 def softplus(x):
     """max(x, 0) + log1p(e), e = exp(-|x|). log1p(e) is e times a polynomial in e, which keeps what is small exact: it
     interpolates log1p(e) / e at the Chebyshev nodes of [0, 1], to 5e-9."""
-    e = tl.exp2(-tl.abs(x) * LOG2_E)
+    e = tl.exp2(tl.abs(x) * -LOG2_E)
     series = -0.0031760570
     series = series * e + 0.0195425273
     series = series * e - 0.0563736129
@@ -31,7 +31,7 @@ def softplus(x):
 
 @triton.jit
 def sigmoid(x):
-    return reciprocal(1.0 + tl.exp2(-x * LOG2_E))
+    return reciprocal(1.0 + tl.exp2(x * -LOG2_E))
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mambakit.ops.inputs import SsdInputs
 from mambakit.ops.triton import interpreting
-from mambakit.ops.triton.launch import ceil_div, float32_products, power_of_two
+from mambakit.ops.triton.launch import ceil_div, float32_products, power_of_two, processors_of
 from mambakit.ops.triton.ssd_backward import chunk_gradients, key_gradients, sum_splits
 from mambakit.ops.triton.ssd_forward import walk_outputs, walk_states
 from mambakit.ops.triton.ssd_layout import NO_TABLES, Layout, Tables, cut, cut_pack
@@ -120,7 +120,7 @@ def shape_of(inputs: SsdInputs) -> Shape:
         dt_strides=dt.stride(),
         D_strides=(0, 0) if D is None else D.stride(),
         precision=float32_products() if x.dtype == torch.float32 else "widened" if interpreting() else "ieee",
-        processors=_processors(x.device),
+        processors=processors_of(x.device),
     )  # fmt: skip
 
 
@@ -294,8 +294,3 @@ def _split(heads: int, programs: int, wanted: int) -> tuple[int, int]:
 def given_or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
     """A kernel's argument can't be absent: where it is not read, `stand_in` is given."""
     return stand_in if tensor is None else tensor
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
