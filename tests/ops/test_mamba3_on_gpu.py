@@ -102,6 +102,19 @@ def test_steps_give_what_the_whole_gives(rank: int | None, interleaved: bool) ->
         assert error(a, b) < 1e-5
 
 
+def test_bounds_that_lie_apart_are_read_where_they_lie() -> None:
+    bounds = torch.tensor([0, 99, 4, 99, 9])[::2]
+    agrees({**make(1, 9, 2, sequences=2), "cu_seqlens": bounds})
+
+
+def test_sequences_of_one_step_agree_whatever_the_stride_of_their_length() -> None:
+    tensors = make(3, 1, 2)
+    for name in ("x", "B", "C", "z"):
+        steps_first = torch.randn(1, 3, *tensors[name].shape[2:])
+        tensors[name] = steps_first.transpose(0, 1)
+    agrees(tensors)
+
+
 def test_float64_is_refused_and_left_to_the_next_backend() -> None:
     with pytest.raises(ValueError, match="its kernels have no float64"):
         scan(**make(1, 3, dtype=torch.float64), backend="triton")

@@ -209,7 +209,7 @@ def test_gpu_forms_products_of_float32_in_tf32_where_torch_may(allowed: bool, pr
 
 
 @pytest.mark.parametrize("backend", TRITON)
-@pytest.mark.parametrize("change", [{"dtype": torch.float64}, {"state": 300}])
+@pytest.mark.parametrize("change", [{"dtype": torch.float64}, {"state": 300}, {"state": 0}])
 def test_what_the_gpu_does_not_take_is_refused_by_name_and_served_by_the_next(backend: str, change: dict) -> None:
     tensors = make(1, 3, 1, **change)
     with pytest.raises(ValueError, match="the GPU's ssd"):

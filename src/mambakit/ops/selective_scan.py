@@ -194,8 +194,8 @@ def _refusal_of(inputs: ScanInputs) -> Callable[[str], str | None]:
     def refusal(name: str) -> str | None:
         if name == "triton" and inputs.u.dtype == torch.float64:
             return "its kernels of the selective scan take no float64"
-        if name == "triton" and state > TRITON_MOST_STATES:
-            return f"its kernels of the selective scan take at most {TRITON_MOST_STATES} states, and A has {state}"
+        if name == "triton" and not 0 < state <= TRITON_MOST_STATES:
+            return f"its kernels of the selective scan take 1 to {TRITON_MOST_STATES} states, and A has {state}"
         return None
 
     return refusal

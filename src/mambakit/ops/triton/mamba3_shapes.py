@@ -21,8 +21,8 @@ def refusal(rank: int, state: int, wide: torch.dtype) -> str | None:
         return "its kernels have no float64"
     if rank > _MOST_ROWS:
         return f"its kernels hold at most {_MOST_ROWS} inputs to one state, got {rank}"
-    if state > _MOST_STATE:
-        return f"its kernels hold a state of at most {_MOST_STATE}, got {state}"
+    if not 0 < state <= _MOST_STATE:
+        return f"its kernels hold a state of 1 to {_MOST_STATE}, got {state}"
     return None
 
 

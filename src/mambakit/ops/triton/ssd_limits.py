@@ -14,8 +14,8 @@ def refusal(dtype: torch.dtype, state: int) -> str | None:
     """Why the kernels don't take activations of `dtype` with `state` numbers in a row of the state; None if they do."""
     if dtype == torch.float64:
         return "the GPU's ssd works in float32 and half precision, not in float64"
-    if state > GREATEST_STATE:
-        return f"the GPU's ssd takes states of at most {GREATEST_STATE}, and this is {state}"
+    if not 0 < state <= GREATEST_STATE:
+        return f"the GPU's ssd takes states of 1 to {GREATEST_STATE}, and this is {state}"
     return None
 
 
