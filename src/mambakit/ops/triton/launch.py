@@ -15,7 +15,7 @@ from triton.runtime import JITFunction, driver
 
 _NOWHERE_ELSE = contextlib.nullcontext()
 _TRITON_WITH_KNOWN_LAUNCHER = (3, 6)
-_LARGEST = (1 << 31) - 1  # of a number that Triton passes in 32 bits
+LARGEST = (1 << 31) - 1  # of a number that Triton passes in 32 bits
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -61,7 +61,7 @@ class Kernel:
     def bind(self, grid: tuple[int, ...], *numbers: int, **constants: Any) -> Callable[..., None]:
         """The launch but for its tensors: worth keeping where the same one comes again."""
         ordinary = self.function[grid]
-        small = not numbers or (max(numbers) <= _LARGEST and min(numbers) >= -_LARGEST)
+        small = not numbers or (max(numbers) <= LARGEST and min(numbers) >= -LARGEST)
         if not (self._direct and small):
             return lambda *tensors: ordinary(*tensors, *numbers, **constants)
         classes = [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mambakit.ops.inputs import SsdInputs
 from mambakit.ops.triton import interpreting
-from mambakit.ops.triton.launch import ceil_div, float32_products, power_of_two
+from mambakit.ops.triton.launch import LARGEST, ceil_div, float32_products, power_of_two
 from mambakit.ops.triton.ssd_backward import chunk_gradients, key_gradients, sum_splits
 from mambakit.ops.triton.ssd_forward import walk_outputs, walk_states
 from mambakit.ops.triton.ssd_layout import NO_TABLES, Layout, Tables, cut, cut_pack
@@ -164,6 +164,8 @@ class Launches:
         self.in_pieces = self.piece < self.block_state  # states then pass through memory, also where none is kept
         strides = (*shape.x_strides, *shape.B_strides, *shape.C_strides, *shape.z_strides)
         self.aligned = all(stride % 16 == 0 for stride in strides)
+        per_head = (*shape.x_strides[2:], *shape.B_strides[2:], *shape.C_strides[2:], *shape.z_strides[2:])
+        self.far_apart = max(per_head) * shape.heads > LARGEST  # for kernels that count heads in 32 bits
         self.dy_strides = (shape.length * shape.heads * shape.headdim, shape.heads * shape.headdim, shape.headdim)
         self.share = shape.heads // shape.groups
         self.splits, self.heads_of_program = _split(

@@ -55,7 +55,7 @@ def pass_states(
     if sequences == 0 or heads == 0 or values == 0:
         return
     absent = factors
-    _pass_states[(-(-values // _BLOCK), heads, sequences)](
+    _pass_states[(sequences, heads, -(-values // _BLOCK))](
         parts,
         factors,
         absent if start is None else start,
@@ -91,13 +91,13 @@ def _pass_states(
     BLOCK: tl.constexpr,
 ):
     """One program: a block of the numbers of a head's state, over the parts of a sequence."""
-    head, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    head, sequence = tl.program_id(1), tl.program_id(0).to(tl.int64)
     if PACKED:
         first = tl.load(first_part + sequence).to(tl.int64)
         count = (tl.load(first_part + sequence + 1) - first).to(tl.int32)
     else:
         first = sequence * count
-    value = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = value < values
     whole = (sequence * heads + head) * values
     state = tl.zeros([BLOCK], tl.float32)
