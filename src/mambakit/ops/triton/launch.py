@@ -120,16 +120,6 @@ def float32_products() -> str:
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
 
 
-def power_of_two(number: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `number` and `least`."""
-    return 1 << (max(number, least, 1) - 1).bit_length()
-
-
-def ceil_div(number: int, size: int) -> int:
-    """How many pieces of `size` hold `number`. (Triton's own, made for kernels too, takes microseconds.)"""
-    return -(-number // size)
-
-
 @functools.lru_cache(maxsize=1024)
 def stride_divisor(*strides: int) -> int:
     """The largest power of two up to 16 that divides all strides, in elements.

@@ -37,6 +37,7 @@ class Scan:
         self.sequence_of_slot = _sequence_of_slot(self.bounds, size)
         self.stored = mamba3_shapes.stored_dtype(inputs)
         rows = 1 if size.length > 1 else 0  # the axis along which rows follow each other
+        z_stride = 0 if self.z is None else self.z.stride(rows)
         self.layout = Layout(
             size,
             inputs.x.dtype,
@@ -45,9 +46,7 @@ class Scan:
             interleaved=inputs.interleaved,
             ranked=inputs.down is None,
             fresh=self.state is None,
-            row_strides=(
-                self.x.stride(rows), self.B.stride(rows), self.C.stride(rows), 0 if self.z is None else self.z.stride(rows),
-            ),
+            row_strides=(self.x.stride(rows), self.B.stride(rows), self.C.stride(rows), z_stride),
             D_strides=(0, 0) if self.D is None else (self.D.stride(0), self.D.stride(1)),
         )  # fmt: skip
         self.launches = launches(self.layout)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.ops.mamba3_inputs import Mamba3Inputs, Mamba3State
-from mambakit.ops.triton.mamba3_shapes import power_of_two
+from mambakit.ops.triton.counting import power_of_two
 
 PI = tl.constexpr(3.141592653589793)
 TURN = tl.constexpr(6.283185307179586)

@@ -17,7 +17,7 @@ from mambakit.ops.inputs import ScanInputs
 from mambakit.ops.triton import selective_scan_backward as kernels_backward
 from mambakit.ops.triton import selective_scan_forward as kernels_forward
 from mambakit.ops.triton import selective_scan_split as kernels_split
-from mambakit.ops.triton.launch import ceil_div, power_of_two
+from mambakit.ops.triton.counting import ceil_div, power_of_two
 from mambakit.ops.triton.segments import segment_counts
 from mambakit.ops.triton.selective_scan_step import groups_and_state
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mambakit.ops.inputs import SsdInputs
 from mambakit.ops.triton import interpreting
-from mambakit.ops.triton.launch import LARGEST, ceil_div, float32_products, power_of_two
+from mambakit.ops.triton.counting import ceil_div, power_of_two
+from mambakit.ops.triton.launch import LARGEST, float32_products
 from mambakit.ops.triton.ssd_backward import chunk_gradients, key_gradients, sum_splits
 from mambakit.ops.triton.ssd_forward import walk_outputs, walk_states
 from mambakit.ops.triton.ssd_layout import NO_TABLES, Layout, Tables, cut, cut_pack
