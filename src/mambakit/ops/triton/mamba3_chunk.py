@@ -71,15 +71,9 @@ def find_sequence(sequence, bounds, length, STEPS: tl.constexpr):
 
 @triton.jit
 def load_halves(
-    pointer,
-    offsets,
-    present,
-    first_pair,
-    state,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
+    pointer, offsets, present, first_pair, state,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
     """First and second coordinates (ROWS, COLUMNS) in float32, those of the pairs from `first_pair` on.
 
     The vectors begin at `offsets` (ROWS,).
@@ -101,17 +95,9 @@ def load_halves(
 
 @triton.jit
 def store_halves(
-    pointer,
-    offsets,
-    first,
-    second,
-    present,
-    first_pair,
-    state,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
+    pointer, offsets, first, second, present, first_pair, state,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
     """Store (ROWS, COLUMNS) each of first and second coordinates, those of the pairs from `first_pair` on."""
     if INTERLEAVED:
         columns = 2 * first_pair + tl.arange(0, 2 * COLUMNS)
@@ -129,22 +115,9 @@ def store_halves(
 
 @triton.jit
 def biased(
-    vectors,
-    bias,
-    rows,
-    stride,
-    ranks,
-    present,
-    head,
-    group,
-    groups,
-    rank,
-    state,
-    first_pair,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
+    vectors, bias, rows, stride, ranks, present, head, group, groups, rank, state, first_pair,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
     """B or C of one head with its bias added, in float32; zero in rows that are not there."""
     first, second = load_halves(
         vectors,
@@ -183,20 +156,9 @@ def turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, first
 
 @triton.jit
 def cos_sin(
-    speeds,
-    steps,
-    carries,
-    rows,
-    counted,
-    slot,
-    head,
-    heads,
-    speed_heads,
-    first_pair,
-    pairs,
-    COLUMNS: tl.constexpr,
-    FAST: tl.constexpr,
-):
+    speeds, steps, carries, rows, counted, slot, head, heads, speed_heads, first_pair, pairs,
+    COLUMNS: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
     """cos and sin of the angles of every row and the pairs from `first_pair` on; 1 and 0 for pairs that don't turn."""
     columns = first_pair + tl.arange(0, COLUMNS)
     turns = turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, first_pair, pairs, COLUMNS)
@@ -221,23 +183,15 @@ def turn(first, second, cos, sin):
 @triton.jit(do_not_specialize=["length", "pairs"])
 def prepare(
     log_decay,  # (rows, heads), as scale, own and steps
-    scale,
-    own,
+    scale, own,
     runs,  # (4, slots, heads, STEPS)
     speeds,  # (rows, heads or 1, pairs) or None
     steps,
     turns,  # (slots, heads, pairs): how far each chunk turns
-    bounds,
-    sequence_of_slot,
-    length,
-    heads,
-    speed_heads,
-    pairs,
-    STEPS: tl.constexpr,
-    HEADS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    FINE: tl.constexpr,
-):
+    bounds, sequence_of_slot,
+    length, heads, speed_heads, pairs,
+    STEPS: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, FINE: tl.constexpr,
+):  # fmt: skip
     """Fill `runs` and `turns` for a chunk and HEADS heads."""
     slot = tl.program_id(0).to(tl.int64)
     _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)

@@ -42,50 +42,23 @@ from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 def gradients(
     x,
     keys,  # (slots, heads, rows, columns), as queries
-    queries,
-    z,
-    grad_y,
-    up,
-    gate,
-    down,
-    D,
-    runs,
+    queries, z, grad_y, up, gate, down, D, runs,
     kept,  # (slots, heads, 2 HALF, headdim): the state before each chunk; None where it is zero
     kept_grads,  # the same: the gradient of that after it
-    grad_x,
-    grad_z,
+    grad_x, grad_z,
     grad_D,  # (slots, heads, headdim)
     grad_up,  # (slots, heads, rank, headdim), as grad_gate and grad_down
-    grad_gate,
-    grad_down,
+    grad_gate, grad_down,
     grad_keys,  # (slots, heads, rows, columns), as grad_queries
     grad_queries,
     grad_log_decay,  # (rows, heads), as grad_scale and grad_own
-    grad_scale,
-    grad_own,
+    grad_scale, grad_own,
     grad_angles,  # (rows, heads, pairs) or None
-    bounds,
-    sequence_of_slot,
-    runs_field,
-    length,
-    heads,
-    headdim,
-    rank,
-    pairs,
-    x_stride,
-    z_stride,
-    y_stride,
-    D_head,
-    D_row,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHANNEL_BLOCKS: tl.constexpr,
-    RANKED: tl.constexpr,
-    FINE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    bounds, sequence_of_slot,
+    runs_field, length, heads, headdim, rank, pairs, x_stride, z_stride, y_stride, D_head, D_row,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, CHANNEL_BLOCKS: tl.constexpr,
+    RANKED: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
     GATED: tl.constexpr = (z is not None) or (down is not None)
     slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
@@ -281,18 +254,9 @@ def gradients(
 
 @triton.jit
 def pair_gradients(
-    scores,
-    dmixed,
-    coarse,
-    fine,
-    scales,
-    owns,
-    step,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    FINE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    scores, dmixed, coarse, fine, scales, owns, step,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Of all pairs of a chunk: mixed and dscores as products take them, and what they give to own and scale of each
     row, and to the log decay of each step."""
     decays = pair_decays(coarse, fine, step, FINE)

@@ -25,13 +25,9 @@ def carry_turns(
     sums,  # (slots, heads, pairs), replaced by the angles before each chunk
     first,  # (sequences, heads, pairs) or None
     bounds,
-    length,
-    heads,
-    pairs,
-    STEPS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
+    length, heads, pairs,
+    STEPS: tl.constexpr, PAIRS: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
     sequence, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
     begin, end, slot = find_sequence(sequence, bounds, length, STEPS)
     chunks = tl.cdiv(end - begin, STEPS)
@@ -53,33 +49,11 @@ def carry_turns(
 @Kernel
 @triton.jit(do_not_specialize=["length"])
 def keys_and_queries(
-    B,
-    C,
-    B_bias,
-    C_bias,
-    speeds,
-    steps,
-    carries,
-    keys,
-    queries,
-    bounds,
-    sequence_of_slot,
-    length,
-    heads,
-    groups,
-    rank,
-    state,
-    speed_heads,
-    pairs,
-    B_stride,
-    C_stride,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
+    B, C, B_bias, C_bias, speeds, steps, carries, keys, queries, bounds, sequence_of_slot,
+    length, heads, groups, rank, state, speed_heads, pairs, B_stride, C_stride,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
     FAST: tl.constexpr,
-):
+):  # fmt: skip
     """COLUMNS pairs of the rows of one chunk and head."""
     ROWS: tl.constexpr = STEPS * RANKS
     slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
@@ -116,9 +90,7 @@ def keys_and_queries(
 @Kernel
 @triton.jit(do_not_specialize=["length", "rows_in_all"])
 def vector_gradients(
-    speeds,
-    steps,
-    carries,
+    speeds, steps, carries,
     grad_keys,  # (slots, heads, rows, columns), as grad_queries
     grad_queries,
     grad_angles,  # (rows, heads, pairs)
@@ -129,25 +101,11 @@ def vector_gradients(
     grad_speeds,  # (groups, rows, pairs) if SHARED, else (rows, heads, pairs); from within the chunk, as grad_steps
     grad_steps,  # (blocks of pairs, rows, heads)
     sums,  # (slots, heads, pairs) in float64 or None: of the gradients of the angles over each chunk
-    bounds,
-    sequence_of_slot,
-    length,
-    rows_in_all,
-    heads,
-    groups,
-    rank,
-    state,
-    speed_heads,
-    pairs,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SHARED: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    FAST: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    bounds, sequence_of_slot,
+    length, rows_in_all, heads, groups, rank, state, speed_heads, pairs,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr, SHARED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, FAST: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Turn the gradients of keys and queries back and sum them: COLUMNS pairs of one chunk and group, all its heads.
 
     With the gradients of the pairs' angles, what each chunk gives to those of speeds and steps.

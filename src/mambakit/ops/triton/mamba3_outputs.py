@@ -30,39 +30,16 @@ from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 def walk_outputs(
     x,
     keys,  # (slots, heads, rows, columns), as queries
-    queries,
-    z,
-    up,
-    gate,
-    down,
-    D,
-    runs,
+    queries, z, up, gate, down, D, runs,
     first,  # (sequences * segments, heads, headdim, state) or None, as last
     last,
     kept,  # (slots, heads, 2 HALF, headdim) or None
-    y,
-    bounds,
-    runs_field,
-    length,
-    segment_chunks,
-    heads,
-    headdim,
-    rank,
-    state,
-    x_stride,
-    z_stride,
-    D_head,
-    D_row,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    FINE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    y, bounds,
+    runs_field, length, segment_chunks, heads, headdim, rank, state, x_stride, z_stride, D_head, D_row,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr,
+    FINE: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
     SINGLE: tl.constexpr,  # no sequence has more than one chunk
-):
+):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
     blocks = tl.cdiv(headdim, BLOCK)
     segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads

@@ -82,17 +82,9 @@ def _contiguous_rows(tensor: Tensor) -> Tensor:
 
 @triton.jit
 def _turned(
-    pointer,
-    bias,
-    at,
-    at_bias,
-    columns,
-    inside,
-    cos,
-    sin,
-    state,
+    pointer, bias, at, at_bias, columns, inside, cos, sin, state,
     INTERLEAVED: tl.constexpr,
-):
+):  # fmt: skip
     """A vector and its bias turned: every coordinate from itself and from its partner."""
     partner = columns ^ 1 if INTERLEAVED else tl.where(columns < state // 2, columns + state // 2, columns - state // 2)
     there = inside & (partner < state) & (partner >= 0)
@@ -106,49 +98,15 @@ def _turned(
 
 @triton.jit
 def _step(
-    x,
-    dt,
-    A,
-    B,
-    C,
-    trap,
-    angles,
-    z,
-    x_stride,
-    dt_stride,
-    A_stride,
-    B_stride,
-    C_stride,
-    trap_stride,
-    angles_stride,
-    z_stride,
-    D,
-    dt_bias,
-    B_bias,
-    C_bias,
-    mimo_x,
-    mimo_z,
-    mimo_o,
+    x, dt, A, B, C, trap, angles, z, x_stride, dt_stride, A_stride, B_stride, C_stride, trap_stride, angles_stride,
+    z_stride, D, dt_bias, B_bias, C_bias, mimo_x, mimo_z, mimo_o,
     angle,  # (batch, heads, pairs)
     ssm,  # (batch, heads, headdim, state)
     k,  # (batch, rank, heads, state)
     v,  # (batch, heads, headdim)
-    y,
-    next_angle,
-    next_ssm,
-    next_k,
-    heads,
-    headdim,
-    groups,
-    rank,
-    state,
-    pairs,
-    angle_heads,
-    SOFTPLUS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    STATE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    y, next_angle, next_ssm, next_k, heads, headdim, groups, rank, state, pairs, angle_heads,
+    SOFTPLUS: tl.constexpr, INTERLEAVED: tl.constexpr, STATE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     batch, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
     first_block = tl.program_id(1) == 0
     group = head // (heads // groups)

@@ -42,10 +42,7 @@ def gated(grad, gates, gate, down, at_weight, weight_mask):
 @triton.jit(do_not_specialize=["runs_field", "length", "segment_chunks"])
 def walk(
     x,  # grad_y with REVERSE
-    z,
-    up,
-    gate,
-    down,
+    z, up, gate, down,
     keys,  # (slots, heads, rows, columns); queries with REVERSE
     runs,
     first,  # (sequences * segments, heads, headdim, state) or None, as last
@@ -53,26 +50,10 @@ def walk(
     kept,  # (slots, heads, 2 HALF, headdim) or None
     factors,  # (sequences * segments, heads) or None: the decay over each segment
     bounds,
-    runs_field,
-    length,
-    segment_chunks,
-    heads,
-    headdim,
-    rank,
-    state,
-    x_stride,
-    z_stride,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK: tl.constexpr,
-    REVERSE: tl.constexpr,
-    RANKED: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    FINE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    runs_field, length, segment_chunks, heads, headdim, rank, state, x_stride, z_stride,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr,
+    RANKED: tl.constexpr, INTERLEAVED: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
     blocks = tl.cdiv(headdim, BLOCK)
     segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads

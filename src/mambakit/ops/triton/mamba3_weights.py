@@ -123,26 +123,10 @@ def _is_last(ends, row, there, length):
 @Kernel
 @triton.jit(do_not_specialize=["size", "angle_size", "programs", "length"])
 def _forward(
-    dt,
-    dt_bias,
-    A,
-    trap,
-    angles,
-    ends,
-    log_decay,
-    scale,
-    own,
-    steps,
-    speeds,
-    size,
-    angle_size,
-    programs,
-    length,
-    heads,
-    SOFTPLUS: tl.constexpr,
-    FAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dt, dt_bias, A, trap, angles, ends, log_decay, scale, own, steps, speeds,
+    size, angle_size, programs, length, heads,
+    SOFTPLUS: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     if program < programs:
         at = program * BLOCK + tl.arange(0, BLOCK)
@@ -165,30 +149,11 @@ def _forward(
 @Kernel
 @triton.jit(do_not_specialize=["size", "angle_size", "programs", "length"])
 def _backward(
-    dt,
-    dt_bias,
-    A,
-    trap,
-    angles,
-    ends,
-    grad_log_decay,
-    grad_scale,
-    grad_own,
-    grad_steps,
-    grad_speeds,
-    grad_dt,
-    grad_A,
-    grad_trap,
-    grad_angles,
-    size,
-    angle_size,
-    programs,
-    length,
-    heads,
-    SOFTPLUS: tl.constexpr,
-    FAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dt, dt_bias, A, trap, angles, ends, grad_log_decay, grad_scale, grad_own, grad_steps, grad_speeds, grad_dt, grad_A,
+    grad_trap, grad_angles,
+    size, angle_size, programs, length, heads,
+    SOFTPLUS: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     if program < programs:
         at = program * BLOCK + tl.arange(0, BLOCK)

@@ -83,19 +83,9 @@ def _convolved(given, taps, bias, LENGTH: tl.constexpr, TAPS: tl.constexpr, PATH
 
 @triton.jit
 def _convolve_backward(
-    grads,
-    given,
-    silus,
-    slopes,
-    d_at,
-    taps,
-    d_taps,
-    d_bias,
-    LENGTH: tl.constexpr,
-    STRIDE: tl.constexpr,
-    TAPS: tl.constexpr,
-    PATH: tl.constexpr,
-):
+    grads, given, silus, slopes, d_at, taps, d_taps, d_bias,
+    LENGTH: tl.constexpr, STRIDE: tl.constexpr, TAPS: tl.constexpr, PATH: tl.constexpr,
+):  # fmt: skip
     """Write the gradient of what was convolved, and add to those of the taps and the bias."""
     totals = ()
     for t in tl.static_range(LENGTH):
@@ -169,27 +159,16 @@ def mix_forward(
     conv_weight,  # (models, INNER + 2 STATE, 1, TAPS)
     conv_bias,  # (models, INNER + 2 STATE)
     dt_bias,  # (models,), as A_log and D
-    A_log,
-    D,
+    A_log, D,
     norm_weight,  # (models, INNER)
     out,  # (models, batch, LENGTH, INNER)
     products,  # (models, batch, LENGTH, LENGTH): C_t . B_s for s <= t
     batch,
     stride_weight,  # between models, of what is models' own
-    stride_bias,
-    stride_dt,
-    stride_A,
-    stride_D,
-    stride_norm,
-    eps,
-    LENGTH: tl.constexpr,
-    INNER: tl.constexpr,
-    STATE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TAPS: tl.constexpr,
-    PATH: tl.constexpr,
-    FAST: tl.constexpr,
-):
+    stride_bias, stride_dt, stride_A, stride_D, stride_norm, eps,
+    LENGTH: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr,
+    PATH: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
     model = tl.program_id(1).to(tl.int64)
     CONVOLVED: tl.constexpr = INNER + 2 * STATE
     inner, key = tl.arange(0, INNER), tl.arange(0, STATE)
@@ -231,34 +210,16 @@ def mix_forward(
 
 @triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_ANYWHERE)
 def mix_backward_values(
-    projected,
-    conv_weight,
-    conv_bias,
-    dt_bias,
-    A_log,
-    D,
-    norm_weight,
-    products,
-    d_out,
+    projected, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight, products, d_out,
     d_projected,  # of z, x and dt
     d_products,
     shares,  # (models, programs, SHARE): of dt_bias, A_log, D, unused; norm_weight; conv_bias; conv_weight
     batch,
     stride_weight,  # between models, of what is models' own
-    stride_bias,
-    stride_dt,
-    stride_A,
-    stride_D,
-    stride_norm,
-    eps,
-    LENGTH: tl.constexpr,
-    INNER: tl.constexpr,
-    STATE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TAPS: tl.constexpr,
-    PATH: tl.constexpr,
-    FAST: tl.constexpr,
-):
+    stride_bias, stride_dt, stride_A, stride_D, stride_norm, eps,
+    LENGTH: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr,
+    PATH: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
     model = tl.program_id(1).to(tl.int64)
     CONVOLVED: tl.constexpr = INNER + 2 * STATE
     SHARE: tl.constexpr = 4 + INNER + CONVOLVED * (1 + TAPS)
@@ -344,24 +305,14 @@ def mix_backward_values(
 
 @triton.jit(do_not_specialize=_NUMBERS[:3], do_not_specialize_on_alignment=_ANYWHERE[:2])
 def mix_backward_keys(
-    projected,
-    conv_weight,
-    conv_bias,
-    d_products,
+    projected, conv_weight, conv_bias, d_products,
     d_projected,  # of B and C
     shares,
-    batch,
-    stride_weight,
-    stride_bias,
-    LENGTH: tl.constexpr,
-    INNER: tl.constexpr,
-    STATE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TAPS: tl.constexpr,
-    PATH: tl.constexpr,
-    FAST: tl.constexpr,
+    batch, stride_weight, stride_bias,
+    LENGTH: tl.constexpr, INNER: tl.constexpr, STATE: tl.constexpr, WIDTH: tl.constexpr, TAPS: tl.constexpr,
+    PATH: tl.constexpr, FAST: tl.constexpr,
     KEYS: tl.constexpr,  # of a program
-):
+):  # fmt: skip
     model = tl.program_id(1).to(tl.int64)
     CONVOLVED: tl.constexpr = INNER + 2 * STATE
     SHARE: tl.constexpr = 4 + INNER + CONVOLVED * (1 + TAPS)
@@ -416,9 +367,8 @@ def normalise(
     rows,
     stride,  # between models' weights
     eps,
-    COLUMNS: tl.constexpr,
-    TILE: tl.constexpr,
-):
+    COLUMNS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """total = x + added and y = weight total / sqrt(mean(total^2) + eps) of every row."""
     model = tl.program_id(1).to(tl.int64)
     row, column = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None], tl.arange(0, COLUMNS)
@@ -434,18 +384,12 @@ def normalise(
 
 @triton.jit(do_not_specialize=["rows", "stride"], do_not_specialize_on_alignment=["weight"])
 def normalise_backward(
-    total,
-    weight,
-    d_total,
-    d_y,
+    total, weight, d_total, d_y,
     d_x,  # of x and of what was added
     shares,  # (models, programs, COLUMNS): of the weight
-    rows,
-    stride,
-    eps,
-    COLUMNS: tl.constexpr,
-    TILE: tl.constexpr,
-):
+    rows, stride, eps,
+    COLUMNS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     model = tl.program_id(1).to(tl.int64)
     row, column = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None], tl.arange(0, COLUMNS)
     at = (model * rows + row) * COLUMNS + column[None, :]
@@ -467,12 +411,9 @@ def embedding_backward(
     tokens,  # (models, rows) int64
     grads,  # (models, rows, COLUMNS)
     shares,  # (models, programs, vocabulary, COLUMNS)
-    rows,
-    vocabulary,
-    COLUMNS: tl.constexpr,
-    TILE: tl.constexpr,
-    WORDS: tl.constexpr,
-):
+    rows, vocabulary,
+    COLUMNS: tl.constexpr, TILE: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
     """A program's share of the sums, for each of WORDS words, of the gradients of the rows where it stands."""
     model = tl.program_id(1).to(tl.int64)
     column = tl.arange(0, COLUMNS)[None, :]

@@ -51,27 +51,11 @@ def softplus(v):
 @Kernel
 @triton.jit(do_not_specialize=["dt_batch", "dt_row", "length", "chunks_of_sequence", "chunks", "heads"])
 def prepare_steps(
-    dt,
-    A,
-    dt_bias,
-    runs,
-    table,
-    dt_batch,
-    dt_row,
-    dt_head,
-    length,
-    chunks_of_sequence,
-    chunks,
-    heads,
-    CHUNK: tl.constexpr,
-    HEADS: tl.constexpr,
-    FINE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PACKED: tl.constexpr,
-    DT_MIN: tl.constexpr,
-    DT_MAX: tl.constexpr,
-):
+    dt, A, dt_bias, runs, table,
+    dt_batch, dt_row, dt_head, length, chunks_of_sequence, chunks, heads,
+    CHUNK: tl.constexpr, HEADS: tl.constexpr, FINE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PACKED: tl.constexpr, DT_MIN: tl.constexpr, DT_MAX: tl.constexpr,
+):  # fmt: skip
     """Fill runs (3, heads, places): coarse sums, fine sums, and dt as it enters; zero steps fill a chunk cut short.
 
     Without FINE the first is the whole sum and the second is not written: half precision has no use for more.
@@ -108,32 +92,11 @@ def prepare_steps(
 @Kernel
 @triton.jit(do_not_specialize=["dt_batch", "dt_row", "length", "chunks_of_sequence", "chunks", "heads"])
 def finish_steps(
-    dt,
-    A,
-    dt_bias,
-    runs,
-    steps,
-    through,
-    ddt,
-    dA,
-    ddt_bias,
-    table,
-    dt_batch,
-    dt_row,
-    dt_head,
-    length,
-    chunks_of_sequence,
-    chunks,
-    heads,
-    CHUNK: tl.constexpr,
-    HEADS: tl.constexpr,
-    FINE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PACKED: tl.constexpr,
-    DT_MIN: tl.constexpr,
-    DT_MAX: tl.constexpr,
-):
+    dt, A, dt_bias, runs, steps, through, ddt, dA, ddt_bias, table,
+    dt_batch, dt_row, dt_head, length, chunks_of_sequence, chunks, heads,
+    CHUNK: tl.constexpr, HEADS: tl.constexpr, FINE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PACKED: tl.constexpr, DT_MIN: tl.constexpr, DT_MAX: tl.constexpr,
+):  # fmt: skip
     """Fill ddt (batch, length, heads), and of every chunk what it adds to dA and ddt_bias (chunks, heads).
 
     `steps` is (4, heads, places): across, dscale, sent and within; `through` is (heads, chunks).
@@ -177,20 +140,10 @@ def finish_steps(
 @Kernel
 @triton.jit(do_not_specialize=["chunks"])
 def sum_chunks(
-    dA_parts,
-    bias_parts,
-    dD_parts,
-    dA,
-    ddt_bias,
-    dD,
-    chunks,
-    heads,
-    headdim,
-    HAS_BIAS: tl.constexpr,
-    HAS_D: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    dA_parts, bias_parts, dD_parts, dA, ddt_bias, dD,
+    chunks, heads, headdim,
+    HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Sum over the chunks, in a fixed order, what each adds to dA, ddt_bias (heads,) and dD (heads, headdim).
 
     A program takes COLUMNS numbers: the first programs of dA, the next of ddt_bias, the rest of dD.

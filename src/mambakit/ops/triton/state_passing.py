@@ -76,20 +76,10 @@ def pass_states(
 @Kernel
 @triton.jit(do_not_specialize=["count"])
 def _pass_states(
-    parts,
-    factors,
-    start,
-    end,
-    first_part,
-    count,
-    heads,
-    values,
-    HAS_START: tl.constexpr,
-    HAS_END: tl.constexpr,
-    PACKED: tl.constexpr,
-    REVERSE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    parts, factors, start, end, first_part,
+    count, heads, values,
+    HAS_START: tl.constexpr, HAS_END: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program: a block of the numbers of a head's state, over the parts of a sequence."""
     head, sequence = tl.program_id(1), tl.program_id(0).to(tl.int64)
     if PACKED:
