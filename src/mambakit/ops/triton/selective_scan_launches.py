@@ -17,6 +17,7 @@ from mambakit.ops.inputs import ScanInputs
 from mambakit.ops.triton import selective_scan_backward as kernels_backward
 from mambakit.ops.triton import selective_scan_forward as kernels_forward
 from mambakit.ops.triton import selective_scan_split as kernels_split
+from mambakit.ops.triton import selective_scan_sums as kernels_sums
 from mambakit.ops.triton.counting import ceil_div, power_of_two
 from mambakit.ops.triton.segments import segment_counts
 from mambakit.ops.triton.selective_scan_step import groups_and_state
@@ -223,12 +224,12 @@ class BackwardLaunches(_Launches):
             TOGETHER=walk.unroll, FETCH=FETCHES if constants["FULL"] else 0, WHOLE=self.whole, OUTER=layout.outer,
             INITIAL=layout.initial, SKIP=layout.skip, GATE=layout.gate,
         )  # fmt: skip
-        self.sum_over_channels = kernels_backward.sum_over_channels.bind(
+        self.sum_over_channels = kernels_sums.sum_over_channels.bind(
             (self.segments * layout.groups * pieces,), layout.length, self.size, self.each, self.slots,
             self.channel_blocks, pieces,
             **shared, VALUES=power_of_two(layout.state * 2 * INTERVAL), TOGETHER=8, num_warps=4,
         )  # fmt: skip
-        self.sum_over_segments = kernels_backward.sum_over_segments.bind(
+        self.sum_over_segments = kernels_sums.sum_over_segments.bind(
             (ceil_div(layout.dim, _BLOCK_OF_SUM), layout.state + 2), self.segments, layout.dim,
             N=layout.state, BLOCK=_BLOCK_OF_SUM, TOGETHER=32, num_warps=4,
         )  # fmt: skip
