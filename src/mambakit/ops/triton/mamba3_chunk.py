@@ -70,6 +70,23 @@ def find_sequence(sequence, bounds, length, STEPS: tl.constexpr):
 
 
 @triton.jit
+def find_segment(bounds, length, segment_chunks, heads, headdim, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    """What a program that walks along a segment has: its head and channels; the first row of the sequence, the row
+    after it and the slot of its first chunk; the chunks from and to which it walks; and the place of segment and head.
+    """
+    blocks = tl.cdiv(headdim, BLOCK)
+    segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads
+    channels = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    sequence = (tl.program_id(0) // blocks // heads).to(tl.int64)
+    begin, end, first_slot = find_sequence(sequence, bounds, length, STEPS)
+    chunks = tl.cdiv(end - begin, STEPS).to(tl.int32)
+    from_chunk = tl.minimum(segment * segment_chunks, chunks)
+    to_chunk = tl.minimum(from_chunk + segment_chunks, chunks)
+    at_segment = (sequence * tl.num_programs(1) + segment) * heads + head
+    return head, channels, begin, end, first_slot, from_chunk, to_chunk, at_segment
+
+
+@triton.jit
 def load_halves(
     pointer, offsets, present, first_pair, state,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
@@ -223,18 +240,6 @@ def prepare(
             )
             at_turns = turns + (slot * heads + one) * pairs + columns
             tl.store(at_turns, tl.sum(turned, 0), mask=(columns < pairs) & (one < heads))
-
-
-@triton.jit
-def load_runs(runs, place, field, step, STEPS: tl.constexpr, FINE: tl.constexpr):
-    """Of the chunk and head at `place`: the sums up to each row's step and to the last, each in two parts."""
-    coarse = tl.load(runs + place + step)
-    last_coarse = tl.load(runs + place + STEPS - 1)
-    fine, last_fine = coarse, last_coarse
-    if FINE:
-        fine = tl.load(runs + field + place + step)
-        last_fine = tl.load(runs + field + place + STEPS - 1)
-    return coarse, fine, last_coarse, last_fine
 
 
 @triton.jit

@@ -24,7 +24,6 @@ import triton.language as tl
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
     find_chunk,
-    load_runs,
     operand,
     over_ranks,
     over_ranks_of_rows,
@@ -34,7 +33,7 @@ from mambakit.ops.triton.mamba3_chunk import (
     store_over_steps,
 )
 from mambakit.ops.triton.mamba3_walk import gated
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 
 @Kernel

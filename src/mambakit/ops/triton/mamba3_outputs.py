@@ -13,8 +13,7 @@ import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
-    find_sequence,
-    load_runs,
+    find_segment,
     operand,
     over_ranks,
     pair_weights,
@@ -22,7 +21,7 @@ from mambakit.ops.triton.mamba3_chunk import (
     silu_and_slope,
 )
 from mambakit.ops.triton.mamba3_walk import load_whole, store_whole
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 
 @Kernel
@@ -41,19 +40,13 @@ def walk_outputs(
     SINGLE: tl.constexpr,  # no sequence has more than one chunk
 ):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
-    blocks = tl.cdiv(headdim, BLOCK)
-    segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads
-    channels = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    sequence = (tl.program_id(0) // blocks // heads).to(tl.int64)
-    begin, end, first_slot = find_sequence(sequence, bounds, length, STEPS)
-    chunks = tl.cdiv(end - begin, STEPS).to(tl.int32)
-    from_chunk = tl.minimum(segment * segment_chunks, chunks)
-    to_chunk = tl.minimum(from_chunk + segment_chunks, chunks)
+    head, channels, begin, end, first_slot, from_chunk, to_chunk, at_segment = find_segment(
+        bounds, length, segment_chunks, heads, headdim, STEPS, BLOCK
+    )
     index = tl.arange(0, ROWS)
     step, ranks = index // RANKS, index % RANKS
     inside = channels < headdim
     columns = tl.arange(0, 2 * HALF)
-    at_segment = (sequence * tl.num_programs(1) + segment) * heads + head
     at_state = at_segment * headdim * state
     at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
     weight_mask = (ranks < rank)[:, None] & inside[None, :]

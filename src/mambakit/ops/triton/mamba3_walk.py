@@ -14,13 +14,12 @@ import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
-    find_sequence,
-    load_runs,
+    find_segment,
     operand,
     product,
     silu_and_slope,
 )
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 
 @triton.jit
@@ -55,19 +54,13 @@ def walk(
     RANKED: tl.constexpr, INTERLEAVED: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
-    blocks = tl.cdiv(headdim, BLOCK)
-    segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads
-    channels = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    sequence = (tl.program_id(0) // blocks // heads).to(tl.int64)
-    begin, end, first_slot = find_sequence(sequence, bounds, length, STEPS)
-    chunks = tl.cdiv(end - begin, STEPS).to(tl.int32)
-    from_chunk = tl.minimum(segment * segment_chunks, chunks)
-    to_chunk = tl.minimum(from_chunk + segment_chunks, chunks)
+    head, channels, begin, end, first_slot, from_chunk, to_chunk, at_segment = find_segment(
+        bounds, length, segment_chunks, heads, headdim, STEPS, BLOCK
+    )
     index = tl.arange(0, ROWS)
     step, ranks = index // RANKS, index % RANKS
     inside = channels < headdim
     columns = tl.arange(0, 2 * HALF)
-    at_segment = (sequence * tl.num_programs(1) + segment) * heads + head
     at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
     weight_mask = (ranks < rank)[:, None] & inside[None, :]
 

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.ssd_layout import segment_place
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 _RUN_TIME = ["length", "chunks_of_sequence", "segments_of_sequence", "chunks_of_segment", "chunks", "heads", "blocks"]
 
@@ -57,6 +57,27 @@ def scores_of(
     return found
 
 
+@triton.jit
+def rows_at(pointer, sequence, row, batch_stride, row_stride, ALIGN: tl.constexpr):
+    """Where a row of a sequence begins; its offset is a multiple of ALIGN."""
+    return pointer + tl.multiple_of(sequence * batch_stride + row * row_stride, ALIGN)
+
+
+@triton.jit
+def _place_of_walk(
+    table, heads, blocks, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment,
+    CHUNK: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The head, the block of its headdim and the segment that a program walks along; then of the segment the sequence
+    of the batch, the first step, the end and the first chunk."""
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    block, segment = rest % blocks, rest // blocks
+    batch, start, end, chunk = segment_place(
+        table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
+    )
+    return head, block, segment, batch.to(tl.int64), start, end, chunk.to(tl.int64)
+
+
 @Kernel
 @triton.jit(do_not_specialize=[*_RUN_TIME, "x_batch", "B_batch", "C_batch", "z_batch"])
 def walk_outputs(
@@ -73,23 +94,20 @@ def walk_outputs(
 
     initial and final are (segments, heads, headdim, state), kept is (chunks, heads, state, headdim) in the dtype of x.
     """
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    block, segment = rest % blocks, rest // blocks
-    batch, start, end, chunk = segment_place(
-        table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
+    head, block, segment, sequence, start, end, chunk = _place_of_walk(
+        table, heads, blocks, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
     )
-    group = head // share
+    group, rows = head // share, start.to(tl.int64)
     step = tl.arange(0, CHUNK)
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
-    rows, sequence, chunk = start.to(tl.int64), batch.to(tl.int64), chunk.to(tl.int64)
-    x_at = x + tl.multiple_of(sequence * x_batch + rows * x_row, ALIGN) + head * x_head
+    x_at = rows_at(x, sequence, rows, x_batch, x_row, ALIGN) + head * x_head
     x_inner = step[:, None] * x_row + p[None, :]
-    z_at = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN) + head * z_head
+    z_at = rows_at(z, sequence, rows, z_batch, z_row, ALIGN) + head * z_head
     z_inner = step[:, None] * z_row + p[None, :]
-    B_at = B + tl.multiple_of(sequence * B_batch + rows * B_row, ALIGN) + group * B_group
+    B_at = rows_at(B, sequence, rows, B_batch, B_row, ALIGN) + group * B_group
     B_inner = step[:, None] * B_row + n[None, :]
-    C_at = C + tl.multiple_of(sequence * C_batch + rows * C_row, ALIGN) + group * C_group
+    C_at = rows_at(C, sequence, rows, C_batch, C_row, ALIGN) + group * C_group
     C_inner = step[:, None] * C_row + n[None, :]
     y_row = heads * headdim
     y_at = y + ((sequence * length + rows) * heads + head) * headdim
@@ -118,12 +136,7 @@ def walk_outputs(
         Bs = tl.load(B_at + t * B_row + B_inner, mask=in_B, other=0.0)
         if PIECE >= BLOCK_N:
             Cs = tl.load(C_at + t * C_row + C_inner, mask=in_B, other=0.0)
-        coarse = tl.load(runs_at + t + step)
-        last_coarse = tl.load(runs_at + t + CHUNK - 1)
-        fine, last_fine = coarse, last_coarse
-        if FINE:
-            fine = tl.load(runs_at + whole + t + step)
-            last_fine = tl.load(runs_at + whole + t + CHUNK - 1)
+        coarse, fine, last_coarse, last_fine = load_runs(runs_at, t, whole, step, CHUNK, FINE)
         dt = tl.load(runs_at + 2 * whole + t + step)
         narrow = rounded(S, xs, PRECISION)
         keep_at = kept + ((number if KEEP else segment.to(tl.int64)) * heads + head) * headdim * state
@@ -183,21 +196,18 @@ def walk_states(
     Fills final (segments, heads, headdim, state), factors (segments, heads): the decay over the segment, and kept
     (chunks, heads, state, headdim): the state met at each chunk, before it (with REVERSE, the gradient after it).
     """
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    block, segment = rest % blocks, rest // blocks
-    batch, start, end, chunk = segment_place(
-        table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
+    head, block, segment, sequence, start, end, chunk = _place_of_walk(
+        table, heads, blocks, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
     )
-    group = head // share
+    group, rows = head // share, start.to(tl.int64)
     step = tl.arange(0, CHUNK)
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
-    rows, sequence, chunk = start.to(tl.int64), batch.to(tl.int64), chunk.to(tl.int64)
-    v_at = v + tl.multiple_of(sequence * v_batch + rows * v_row, ALIGN) + head * v_head
+    v_at = rows_at(v, sequence, rows, v_batch, v_row, ALIGN) + head * v_head
     v_inner = step[:, None] * v_row + p[None, :]
-    z_at = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN) + head * z_head
+    z_at = rows_at(z, sequence, rows, z_batch, z_row, ALIGN) + head * z_head
     z_inner = step[:, None] * z_row + p[None, :]
-    k_at = keys + tl.multiple_of(sequence * k_batch + rows * k_row, ALIGN) + group * k_group
+    k_at = rows_at(keys, sequence, rows, k_batch, k_row, ALIGN) + group * k_group
     k_inner = step[:, None] * k_row + n[None, :]
     runs_at = runs + (head * chunks.to(tl.int64) + chunk) * CHUNK
     whole = heads.to(tl.int64) * chunks * CHUNK
@@ -220,12 +230,7 @@ def walk_states(
         in_v = in_rows[:, None] & in_p[None, :]
         vs = tl.load(v_at + t * v_row + v_inner, mask=in_v, other=0.0)
         ks = tl.load(k_at + t * k_row + k_inner, mask=in_rows[:, None] & in_n[None, :], other=0.0)
-        coarse = tl.load(runs_at + t + step)
-        last_coarse = tl.load(runs_at + t + CHUNK - 1)
-        fine, last_fine = coarse, last_coarse
-        if FINE:
-            fine = tl.load(runs_at + whole + t + step)
-            last_fine = tl.load(runs_at + whole + t + CHUNK - 1)
+        coarse, fine, last_coarse, last_fine = load_runs(runs_at, t, whole, step, CHUNK, FINE)
         if KEEP:
             keep_at = kept + (number * heads + head) * headdim * state
             tl.store(keep_at + kept_values, S, mask=in_n[:, None] & in_p[None, :])

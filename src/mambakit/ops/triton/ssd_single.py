@@ -10,7 +10,7 @@ import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.ssd_forward import product, rounded, scores_of, silu
-from mambakit.ops.triton.ssd_steps import decay_between
+from mambakit.ops.triton.ssd_steps import decay_between, load_runs
 
 
 @Kernel
@@ -38,12 +38,7 @@ def single_outputs(
     runs_at = runs + (head * chunks.to(tl.int64) + sequence) * CHUNK
     whole = heads.to(tl.int64) * chunks * CHUNK
 
-    coarse = tl.load(runs_at + step)
-    last_coarse = tl.load(runs_at + CHUNK - 1)
-    fine, last_fine = coarse, last_coarse
-    if FINE:
-        fine = tl.load(runs_at + whole + step)
-        last_fine = tl.load(runs_at + whole + CHUNK - 1)
+    coarse, fine, last_coarse, last_fine = load_runs(runs_at, 0, whole, step, CHUNK, FINE)
     dt = tl.load(runs_at + 2 * whole + step)
     scores = scores_of(C_at, C_row, B_at, B_row, in_rows, state, CHUNK, BLOCK_N, PIECE, PRECISION)
     decay = decay_between(coarse[:, None], coarse[None, :], fine[:, None], fine[None, :], FINE)

@@ -40,6 +40,18 @@ def decay_from_start(coarse, fine, FINE: tl.constexpr):
 
 
 @triton.jit
+def load_runs(runs, place, field, step, STEPS: tl.constexpr, FINE: tl.constexpr):
+    """Of the chunk and head at `place`: the sums up to each row's step and to the last, each in two parts."""
+    coarse = tl.load(runs + place + step)
+    last_coarse = tl.load(runs + place + STEPS - 1)
+    fine, last_fine = coarse, last_coarse
+    if FINE:
+        fine = tl.load(runs + field + place + step)
+        last_fine = tl.load(runs + field + place + STEPS - 1)
+    return coarse, fine, last_coarse, last_fine
+
+
+@triton.jit
 def softplus(v):
     """log(1 + exp(v)), exact also where exp(v) is tiny beside one."""
     u = tl.exp(-tl.abs(v))
@@ -65,11 +77,8 @@ def prepare_steps(
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     step = tl.arange(0, CHUNK)
     there = head < heads
-    base = dt + batch.to(tl.int64) * dt_batch + start.to(tl.int64) * dt_row
     inside = (step[:, None] < end - start) & there[None, :]
-    raw = tl.load(base + step[:, None] * dt_row + head[None, :] * dt_head, mask=inside, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        raw += tl.load(dt_bias + head, mask=there, other=0.0)[None, :]
+    raw = _raw_steps(dt, dt_bias, batch, start, step, head, inside, there, dt_batch, dt_row, dt_head, HAS_BIAS)
     wide = softplus(raw) if SOFTPLUS else raw
     taken = tl.minimum(tl.maximum(wide, DT_MIN), DT_MAX)
     taken = tl.where(inside, tl.where(wide == wide, taken, wide), 0.0)
@@ -119,10 +128,7 @@ def finish_steps(
     if FINE:
         da += tl.load(steps + 3 * whole * CHUNK + place, mask=inside, other=0.0)
 
-    source = dt + batch.to(tl.int64) * dt_batch + start.to(tl.int64) * dt_row
-    raw = tl.load(source + step[:, None] * dt_row + head[None, :] * dt_head, mask=inside, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        raw += tl.load(dt_bias + head, mask=there, other=0.0)[None, :]
+    raw = _raw_steps(dt, dt_bias, batch, start, step, head, inside, there, dt_batch, dt_row, dt_head, HAS_BIAS)
     wide = softplus(raw) if SOFTPLUS else raw
     found = s + da * tl.load(A + head, mask=there, other=0.0)[None, :]
     if SOFTPLUS:
@@ -135,6 +141,18 @@ def finish_steps(
     tl.store(dA + part, tl.sum(tl.where(inside, da * taken, 0.0), 0), mask=there)
     if HAS_BIAS:
         tl.store(ddt_bias + part, tl.sum(found, 0), mask=there)
+
+
+@triton.jit
+def _raw_steps(
+    dt, dt_bias, batch, start, step, head, inside, there, dt_batch, dt_row, dt_head, HAS_BIAS: tl.constexpr
+):  # fmt: skip
+    """dt of a chunk and several heads with its bias, (steps, heads), before all else."""
+    base = dt + batch.to(tl.int64) * dt_batch + start.to(tl.int64) * dt_row
+    raw = tl.load(base + step[:, None] * dt_row + head[None, :] * dt_head, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        raw += tl.load(dt_bias + head, mask=there, other=0.0)[None, :]
+    return raw
 
 
 @Kernel
