@@ -169,16 +169,26 @@ def vector_gradients(
         C1 += of_C1
         C2 += of_C2
         at_bias = ((slot * heads + head) * rank + bias_ranks) * state
-        if grad_B_bias is not None:
-            first = tl.sum(tl.reshape(of_B1, (STEPS, RANKS, COLUMNS)), 0)
-            second = tl.sum(tl.reshape(of_B2, (STEPS, RANKS, COLUMNS)), 0)
-            store_halves(grad_B_bias, at_bias, first, second, in_bias, first_pair, state, RANKS, COLUMNS, INTERLEAVED)
-        if grad_C_bias is not None:
-            first = tl.sum(tl.reshape(of_C1, (STEPS, RANKS, COLUMNS)), 0)
-            second = tl.sum(tl.reshape(of_C2, (STEPS, RANKS, COLUMNS)), 0)
-            store_halves(grad_C_bias, at_bias, first, second, in_bias, first_pair, state, RANKS, COLUMNS, INTERLEAVED)
+        _store_over_steps(
+            grad_B_bias, at_bias, of_B1, of_B2, in_bias, first_pair, state, STEPS, RANKS, COLUMNS, INTERLEAVED
+        )
+        _store_over_steps(
+            grad_C_bias, at_bias, of_C1, of_C2, in_bias, first_pair, state, STEPS, RANKS, COLUMNS, INTERLEAVED
+        )
     store_halves(grad_B, at_rows * state, B1, B2, present, first_pair, state, ROWS, COLUMNS, INTERLEAVED)
     store_halves(grad_C, at_rows * state, C1, C2, present, first_pair, state, ROWS, COLUMNS, INTERLEAVED)
     if turning and SHARED:
         at_speeds = ((group * rows_in_all + step_rows) * pairs)[:, None] + columns[None, :]
         tl.store(grad_speeds + at_speeds, of_shared, in_turns)
+
+
+@triton.jit
+def _store_over_steps(
+    pointer, offsets, first, second, present, first_pair, state,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Store halves (STEPS * RANKS, COLUMNS) summed over their steps, if there is a pointer."""
+    if pointer is not None:
+        first = tl.sum(tl.reshape(first, (STEPS, RANKS, COLUMNS)), 0)
+        second = tl.sum(tl.reshape(second, (STEPS, RANKS, COLUMNS)), 0)
+        store_halves(pointer, offsets, first, second, present, first_pair, state, RANKS, COLUMNS, INTERLEAVED)

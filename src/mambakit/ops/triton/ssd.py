@@ -234,8 +234,8 @@ def _as_read(inputs: SsdInputs) -> tuple[SsdInputs, Launches, Tables]:
     inputs = _with_contiguous_rows(inputs)
     launches, tables = launches_of(inputs)
     if launches.far_apart:
-        far = {name: getattr(inputs, name) for name in ("x", "B", "C", "z")}
-        inputs = inputs._replace(**{name: None if t is None else t.contiguous() for name, t in far.items()})
+        x, B, C = (t.contiguous() for t in (inputs.x, inputs.B, inputs.C))
+        inputs = inputs._replace(x=x, B=B, C=C, z=None if inputs.z is None else inputs.z.contiguous())
         launches, tables = launches_of(inputs)
     return inputs, launches, tables
 

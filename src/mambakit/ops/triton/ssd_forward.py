@@ -58,6 +58,24 @@ def scores_of(
 
 
 @triton.jit
+def _read_in_pieces(
+    C, C_row, kept, p, in_rows, in_p, state, headdim,
+    CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The product of C and a state kept in memory, (CHUNK, BLOCK_P), in pieces of the state."""
+    step = tl.arange(0, CHUNK)
+    found = tl.zeros([CHUNK, BLOCK_P], tl.float32)
+    for at in tl.range(0, BLOCK_N, PIECE):
+        m = at + tl.arange(0, PIECE)
+        in_piece = in_rows[:, None] & (m < state)[None, :]
+        in_rows_of_S = (m < state)[:, None] & in_p[None, :]
+        C_piece = tl.load(C + step[:, None] * C_row + m[None, :], mask=in_piece, other=0.0)
+        S_piece = tl.load(kept + m[:, None] * headdim + p[None, :], mask=in_rows_of_S, other=0.0)
+        found = product(C_piece, S_piece, found, PRECISION)
+    return found
+
+
+@triton.jit
 def rows_at(pointer, sequence, row, batch_stride, row_stride, ALIGN: tl.constexpr):
     """Where a row of a sequence begins; its offset is a multiple of ALIGN."""
     return pointer + tl.multiple_of(sequence * batch_stride + row * row_stride, ALIGN)
@@ -155,14 +173,9 @@ def walk_outputs(
         decay = decay_between(coarse[:, None], coarse[None, :], fine[:, None], fine[None, :], FINE)
         scores = rounded(tl.where(earlier, scores * decay * dt[None, :], 0.0), xs, PRECISION)
         if PIECE < BLOCK_N:
-            out = tl.zeros([CHUNK, BLOCK_P], tl.float32)
-            for at in tl.range(0, BLOCK_N, PIECE):
-                m = at + tl.arange(0, PIECE)
-                in_piece = in_rows[:, None] & (m < state)[None, :]
-                in_rows_of_S = (m < state)[:, None] & in_p[None, :]
-                C_piece = tl.load(C_now + step[:, None] * C_row + m[None, :], mask=in_piece, other=0.0)
-                S_piece = tl.load(keep_at + m[:, None] * headdim + p[None, :], mask=in_rows_of_S, other=0.0)
-                out = product(C_piece, S_piece, out, PRECISION)
+            out = _read_in_pieces(
+                C_now, C_row, keep_at, p, in_rows, in_p, state, headdim, CHUNK, BLOCK_P, BLOCK_N, PIECE, PRECISION
+            )
         else:
             out = product(Cs, narrow, None, PRECISION)
         out *= decay_from_start(coarse, fine, FINE)[:, None]

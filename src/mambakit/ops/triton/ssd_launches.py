@@ -194,7 +194,7 @@ class Launches:
     def _constants(self, block: int) -> dict[str, Any]:
         return {
             "CHUNK": self.layout.chunk, "BLOCK_P": block, "BLOCK_N": self.block_state, "FINE": self.fine,
-            "PACKED": self.shape.packed, "ALIGN": 16 if self.aligned else 1, "PRECISION": self.shape.precision,
+            "ALIGN": 16 if self.aligned else 1, "PRECISION": self.shape.precision,
         }  # fmt: skip
 
     def _over_steps(self, kernel: Any) -> Callable[..., None]:
@@ -218,9 +218,9 @@ class Launches:
         return walk_outputs.bind(
             (shape.heads * blocks * layout.segments,), *shape.x_strides, *shape.B_strides, *shape.C_strides,
             *shape.z_strides, *shape.D_strides, *self._walk_numbers(blocks),
-            **self._constants(config.block_outputs), PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip,
-            HAS_INITIAL=initial, WRITE_FINAL=not layout.segmented, KEEP=keep, STAGES=config.stages_outputs,
-            num_warps=config.warps_outputs,
+            **self._constants(config.block_outputs), PACKED=shape.packed, PIECE=self.piece, HAS_Z=shape.gate,
+            HAS_D=shape.skip, HAS_INITIAL=initial, WRITE_FINAL=not layout.segmented, KEEP=keep,
+            STAGES=config.stages_outputs, num_warps=config.warps_outputs,
         )  # fmt: skip
 
     def _single_outputs(self) -> Callable[..., None]:
@@ -242,8 +242,9 @@ class Launches:
             constants["ALIGN"] = 1
         return walk_states.bind(
             (shape.heads * blocks * layout.segments,), *strides, *shape.z_strides, *self._walk_numbers(blocks),
-            **constants, REVERSE=reverse, HAS_Z=reverse and shape.gate, HAS_INITIAL=initial, WRITE_FINAL=final,
-            WRITE_FACTOR=factors, KEEP=keep, STAGES=config.stages_states, num_warps=config.warps_states,
+            **constants, PACKED=shape.packed, REVERSE=reverse, HAS_Z=reverse and shape.gate, HAS_INITIAL=initial,
+            WRITE_FINAL=final, WRITE_FACTOR=factors, KEEP=keep, STAGES=config.stages_states,
+            num_warps=config.warps_states,
         )  # fmt: skip
 
     def _gradients(self, states: bool, state_grads: bool) -> Callable[..., None]:
@@ -252,8 +253,8 @@ class Launches:
             (shape.groups * self.splits * layout.chunks,), *shape.x_strides, *shape.B_strides, *shape.C_strides,
             *shape.z_strides, *shape.D_strides, *self._numbers(), self.splits, self.heads_of_program,
             **self._constants(config.block_gradients), BLOCKS=ceil_div(shape.headdim, config.block_gradients),
-            PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip, HAS_STATES=states, HAS_STATE_GRADS=state_grads,
-            STAGES=config.stages_gradients, num_warps=config.warps_gradients,
+            PACKED=shape.packed, PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip, HAS_STATES=states,
+            HAS_STATE_GRADS=state_grads, STAGES=config.stages_gradients, num_warps=config.warps_gradients,
         )  # fmt: skip
 
     def _keys(self, source: bool, states: bool) -> Callable[..., None]:
@@ -265,7 +266,7 @@ class Launches:
         return key_gradients.bind(
             (shape.groups * self.splits * layout.chunks,), *strides, *shape.z_strides, *self._numbers(), self.splits,
             self.heads_of_program, shape.batch * shape.length, self.splits,
-            **constants, BLOCKS=ceil_div(shape.headdim, config.block_keys), SOURCE=source,
+            **constants, BLOCKS=ceil_div(shape.headdim, config.block_keys), PACKED=shape.packed, SOURCE=source,
             HAS_Z=shape.gate and not source, HAS_STATES=states, STAGES=config.stages_keys, num_warps=config.warps_keys,
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ def single_outputs(
     x_batch, x_row, x_head, B_batch, B_row, B_group, C_batch, C_row, C_group, z_batch, z_row, z_head, D_head, D_row,
     length, chunks, heads, headdim, state, share,
     BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr,
-    HAS_Z: tl.constexpr, HAS_D: tl.constexpr, FINE: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_D: tl.constexpr, FINE: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Fill y and final (batch, heads, headdim, state); the sequences of the batch are as many chunks."""
