@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mambakit.ops.mamba3_inputs import Mamba3Inputs, Mamba3State
 from mambakit.ops.triton.counting import power_of_two
+from mambakit.ops.triton.launch import on_device_of
 
 PI = tl.constexpr(3.141592653589793)
 TURN = tl.constexpr(6.283185307179586)
@@ -38,28 +39,14 @@ def step(inputs: Mamba3Inputs) -> tuple[Tensor, Mamba3State]:
     weights = (inputs.D, inputs.dt_bias, inputs.B_bias, inputs.C_bias, inputs.mimo_x, inputs.mimo_z, inputs.mimo_o)
     block = min(_BLOCK, power_of_two(headdim))
     if batch * heads * headdim:
-        _step[(batch * heads, triton.cdiv(headdim, block))](
-            *rows,
-            *(0 if t is None else t.stride(0) for t in rows),
-            *(None if t is None else t.contiguous() for t in weights),
-            *state,
-            y,
-            after.angle,
-            after.ssm,
-            after.k,
-            heads,
-            headdim,
-            groups,
-            rank,
-            size,
-            pairs,
-            inputs.angles.shape[2],
-            SOFTPLUS=inputs.dt_softplus,
-            INTERLEAVED=inputs.interleaved,
-            STATE=power_of_two(size),
-            BLOCK=block,
-            num_warps=2,
-        )
+        with on_device_of(x):
+            _step[(batch * heads, triton.cdiv(headdim, block))](
+                *rows, *(0 if t is None else t.stride(0) for t in rows),
+                *(None if t is None else t.contiguous() for t in weights), *state, y, *after[:3],
+                heads, headdim, groups, rank, size, pairs, inputs.angles.shape[2],
+                SOFTPLUS=inputs.dt_softplus, INTERLEAVED=inputs.interleaved, STATE=power_of_two(size), BLOCK=block,
+                num_warps=2,
+            )  # fmt: skip
     return y, after
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from mambakit.ops.triton import interpreting
-from mambakit.ops.triton.launch import Kernel
+from mambakit.ops.triton.counting import ceil_div
+from mambakit.ops.triton.launch import Kernel, on_device_of
 
 PI = tl.constexpr(3.141592653589793)
 _BLOCK = 1024
@@ -30,26 +31,14 @@ def forward(
     """
     weights = [torch.empty_like(dt, dtype=torch.float32) for _ in range(4)]  # an operator's results share no memory
     speeds = torch.empty_like(angles, dtype=torch.float32)
-    programs = -(-dt.numel() // _BLOCK)
+    programs = ceil_div(dt.numel(), _BLOCK)
     if programs + angles.numel():
-        _forward[(programs + -(-angles.numel() // _BLOCK),)](
-            dt,
-            dt_bias,
-            A,
-            trap,
-            angles,
-            ends,
-            *weights,
-            speeds,
-            dt.numel(),
-            angles.numel(),
-            programs,
-            dt.shape[1],
-            dt.shape[2],
-            SOFTPLUS=softplus,
-            FAST=not interpreting(),
-            BLOCK=_BLOCK,
-        )
+        with on_device_of(dt):
+            _forward[(programs + ceil_div(angles.numel(), _BLOCK),)](
+                dt, dt_bias, A, trap, angles, ends, *weights, speeds,
+                dt.numel(), angles.numel(), programs, *dt.shape[1:],
+                SOFTPLUS=softplus, FAST=not interpreting(), BLOCK=_BLOCK,
+            )  # fmt: skip
     return (*weights, speeds)
 
 
@@ -65,26 +54,14 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of dt, A, trap and angles, from those of the outputs of `forward`, contiguous or None."""
     found = [torch.empty_like(t) for t in (dt, A, trap, angles)]
-    programs = -(-dt.numel() // _BLOCK)
+    programs = ceil_div(dt.numel(), _BLOCK)
     if programs + angles.numel():
-        _backward[(programs + -(-angles.numel() // _BLOCK),)](
-            dt,
-            dt_bias,
-            A,
-            trap,
-            angles,
-            ends,
-            *grads,
-            *found,
-            dt.numel(),
-            angles.numel(),
-            programs,
-            dt.shape[1],
-            dt.shape[2],
-            SOFTPLUS=softplus,
-            FAST=not interpreting(),
-            BLOCK=_BLOCK,
-        )
+        with on_device_of(dt):
+            _backward[(programs + ceil_div(angles.numel(), _BLOCK),)](
+                dt, dt_bias, A, trap, angles, ends, *grads, *found,
+                dt.numel(), angles.numel(), programs, *dt.shape[1:],
+                SOFTPLUS=softplus, FAST=not interpreting(), BLOCK=_BLOCK,
+            )  # fmt: skip
     return found[0], found[1], found[2], found[3]
 
 

@@ -127,7 +127,7 @@ class _Launches:
         """Blocks of channels: none spans two groups."""
         return self.layout.groups * ceil_div(self.share, walk.block)
 
-    def numbers(self, walk: Walk) -> tuple[int, ...]:
+    def numbers(self) -> tuple[int, ...]:
         return (self.layout.length, self.layout.dim, self.share, self.size, self.each)
 
     def constants(self, walk: Walk) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class ForwardLaunches(_Launches):
         blocks = self.blocks(walk)
         ahead = {"AHEAD": walk.unroll, "NEAR": plan.near, "ROWS": self.rows(walk.block)}
         self.segment_states = kernels_forward.segment_states.bind(
-            (self.segments * blocks,), *self.numbers(walk), blocks, *u, *delta,
+            (self.segments * blocks,), *self.numbers(), blocks, *u, *delta,
             **self.constants(walk), **ahead, PACKS=layout.packs,
         )  # fmt: skip
         self.carry_states = self.carry(layout.initial, passed=True, reverse=False)
@@ -169,7 +169,7 @@ class ForwardLaunches(_Launches):
         blocks = self.blocks(walk)
         ahead = {"AHEAD": walk.unroll, "NEAR": plan.near, "ROWS": self.rows(walk.block)}
         self.outputs = kernels_forward.outputs.bind(
-            (self.segments * blocks,), *self.numbers(walk), blocks, *u, *delta, *z,
+            (self.segments * blocks,), *self.numbers(), blocks, *u, *delta, *z,
             **self.constants(walk), **ahead, PACKS=layout.packs, INTERVAL=INTERVAL, KEEP=layout.keep,
             WHOLE=self.whole, INITIAL=layout.initial, SKIP=layout.skip, GATE=layout.gate,
         )  # fmt: skip
@@ -203,7 +203,7 @@ class BackwardLaunches(_Launches):
         walk = plan.gradients_before
         blocks = self.blocks(walk)
         self.segment_gradients = kernels_backward.segment_gradients.bind(
-            (self.segments * blocks,), *self.numbers(walk), blocks, *delta_z_grad,
+            (self.segments * blocks,), *self.numbers(), blocks, *delta_z_grad,
             **self.constants(walk), UNROLL=walk.unroll, PACKS=layout.packs, GATE=layout.gate,
         )  # fmt: skip
         self.carry_gradients = self.carry(layout.outer, passed=layout.initial, reverse=True)
@@ -218,7 +218,7 @@ class BackwardLaunches(_Launches):
         self.channel_blocks = self.blocks(walk)
         constants = self.constants(walk)
         self.gradients = kernels_backward.gradients.bind(
-            (self.segments * self.channel_blocks,), *self.numbers(walk), self.slots, self.channel_blocks,
+            (self.segments * self.channel_blocks,), *self.numbers(), self.slots, self.channel_blocks,
             *layout.strides,
             **constants, STEPS=INTERVAL, EVEN=layout.length % INTERVAL == 0 and not layout.packed,
             TOGETHER=walk.unroll, FETCH=FETCHES if constants["FULL"] else 0, WHOLE=self.whole, OUTER=layout.outer,

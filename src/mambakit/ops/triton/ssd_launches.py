@@ -89,7 +89,6 @@ class Shape(NamedTuple):
     gate: bool
     skip: bool
     bias: bool
-    initial: bool
     x_strides: tuple[int, ...]  # this and the next three over batch, length, and heads or groups
     B_strides: tuple[int, ...]
     C_strides: tuple[int, ...]
@@ -102,7 +101,7 @@ class Shape(NamedTuple):
 
 def shape_of(inputs: SsdInputs) -> Shape:
     """The shape of inputs with contiguous rows."""
-    x, dt, _, B, C, D, z, dt_bias, initial_state, cu_seqlens, softplus, dt_min, dt_max, _ = inputs
+    x, dt, _, B, C, D, z, dt_bias, _, cu_seqlens, softplus, dt_min, dt_max, _ = inputs
     batch, length, heads, headdim = x.shape
     _, _, groups, state = B.shape
     return Shape(
@@ -113,7 +112,6 @@ def shape_of(inputs: SsdInputs) -> Shape:
         gate=z is not None,
         skip=D is not None,
         bias=dt_bias is not None,
-        initial=initial_state is not None,
         x_strides=x.stride()[:3],
         B_strides=B.stride()[:3],
         C_strides=C.stride()[:3],

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mambakit.ops.triton.counting import ceil_div
 from mambakit.ops.triton.launch import Kernel
 
 _BLOCK = 256  # numbers of a state to a program
@@ -55,22 +56,12 @@ def pass_states(
     if sequences == 0 or heads == 0 or values == 0:
         return
     absent = factors
-    _pass_states[(sequences, heads, -(-values // _BLOCK))](
-        parts,
-        factors,
-        absent if start is None else start,
-        absent if end is None else end,
-        absent if first_part is None else first_part,
-        count // sequences,
-        heads,
-        values,
-        HAS_START=start is not None,
-        HAS_END=end is not None,
-        PACKED=first_part is not None,
-        REVERSE=reverse,
-        BLOCK=_BLOCK,
-        num_warps=2,
-    )
+    _pass_states[(sequences, heads, ceil_div(values, _BLOCK))](
+        parts, factors, absent if start is None else start, absent if end is None else end,
+        absent if first_part is None else first_part, count // sequences, heads, values,
+        HAS_START=start is not None, HAS_END=end is not None, PACKED=first_part is not None, REVERSE=reverse,
+        BLOCK=_BLOCK, num_warps=2,
+    )  # fmt: skip
 
 
 @Kernel
