@@ -1,5 +1,4 @@
-"""What every launch shares: the device that it goes to, what it costs the host, blocks of channels, and strides that
-loads may rely on."""
+"""What every launch shares: the device that it goes to, what it costs the host, and strides that loads may rely on."""
 
 import contextlib
 import functools
