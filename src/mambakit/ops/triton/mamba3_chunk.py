@@ -71,9 +71,8 @@ def find_sequence(sequence, bounds, length, STEPS: tl.constexpr):
 
 @triton.jit
 def find_segment(bounds, length, segment_chunks, heads, headdim, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """What a program that walks along a segment has: its head and channels; the first row of the sequence, the row
-    after it and the slot of its first chunk; the chunks from and to which it walks; and the place of segment and head.
-    """
+    """What a program that walks along a segment has: the segment, its head and channels; the sequence, its first row,
+    the row after it and the slot of its first chunk; and the chunks from and to which it walks."""
     blocks = tl.cdiv(headdim, BLOCK)
     segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads
     channels = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -82,8 +81,7 @@ def find_segment(bounds, length, segment_chunks, heads, headdim, STEPS: tl.const
     chunks = tl.cdiv(end - begin, STEPS).to(tl.int32)
     from_chunk = tl.minimum(segment * segment_chunks, chunks)
     to_chunk = tl.minimum(from_chunk + segment_chunks, chunks)
-    at_segment = (sequence * tl.num_programs(1) + segment) * heads + head
-    return head, channels, begin, end, first_slot, from_chunk, to_chunk, at_segment
+    return segment, head, channels, sequence, begin, end, first_slot, from_chunk, to_chunk
 
 
 @triton.jit

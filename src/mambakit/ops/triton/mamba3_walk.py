@@ -54,13 +54,14 @@ def walk(
     RANKED: tl.constexpr, INTERLEAVED: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
-    head, channels, begin, end, first_slot, from_chunk, to_chunk, at_segment = find_segment(
+    segment, head, channels, sequence, begin, end, first_slot, from_chunk, to_chunk = find_segment(
         bounds, length, segment_chunks, heads, headdim, STEPS, BLOCK
     )
     index = tl.arange(0, ROWS)
     step, ranks = index // RANKS, index % RANKS
     inside = channels < headdim
     columns = tl.arange(0, 2 * HALF)
+    at_segment = (sequence * tl.num_programs(1) + segment) * heads + head
     at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
     weight_mask = (ranks < rank)[:, None] & inside[None, :]
 

@@ -93,7 +93,7 @@ def _place_of_walk(
     batch, start, end, chunk = segment_place(
         table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
     )
-    return head, block, segment, batch.to(tl.int64), start, end, chunk.to(tl.int64)
+    return head, block, segment, batch, start, end, chunk
 
 
 @Kernel
@@ -112,13 +112,14 @@ def walk_outputs(
 
     initial and final are (segments, heads, headdim, state), kept is (chunks, heads, state, headdim) in the dtype of x.
     """
-    head, block, segment, sequence, start, end, chunk = _place_of_walk(
+    head, block, segment, batch, start, end, chunk = _place_of_walk(
         table, heads, blocks, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
     )
-    group, rows = head // share, start.to(tl.int64)
+    group = head // share
     step = tl.arange(0, CHUNK)
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
+    rows, sequence, chunk = start.to(tl.int64), batch.to(tl.int64), chunk.to(tl.int64)
     x_at = rows_at(x, sequence, rows, x_batch, x_row, ALIGN) + head * x_head
     x_inner = step[:, None] * x_row + p[None, :]
     z_at = rows_at(z, sequence, rows, z_batch, z_row, ALIGN) + head * z_head
@@ -209,13 +210,14 @@ def walk_states(
     Fills final (segments, heads, headdim, state), factors (segments, heads): the decay over the segment, and kept
     (chunks, heads, state, headdim): the state met at each chunk, before it (with REVERSE, the gradient after it).
     """
-    head, block, segment, sequence, start, end, chunk = _place_of_walk(
+    head, block, segment, batch, start, end, chunk = _place_of_walk(
         table, heads, blocks, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
     )
-    group, rows = head // share, start.to(tl.int64)
+    group = head // share
     step = tl.arange(0, CHUNK)
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
+    rows, sequence, chunk = start.to(tl.int64), batch.to(tl.int64), chunk.to(tl.int64)
     v_at = rows_at(v, sequence, rows, v_batch, v_row, ALIGN) + head * v_head
     v_inner = step[:, None] * v_row + p[None, :]
     z_at = rows_at(z, sequence, rows, z_batch, z_row, ALIGN) + head * z_head
