@@ -1,5 +1,7 @@
 """The GPU's kernels of Mamba-3 against the definition; without a GPU in Triton's interpreter, so few and small."""
 
+import contextlib
+import importlib
 from typing import Any
 
 import pytest
@@ -100,6 +102,36 @@ def test_steps_give_what_the_whole_gives(rank: int | None, interleaved: bool) ->
         assert error(y, whole[:, i]) < 1e-5
     for a, b in zip(state, last, strict=True):
         assert error(a, b) < 1e-5
+
+
+def test_bounds_that_lie_apart_are_read_where_they_lie() -> None:
+    bounds = torch.tensor([0, 99, 4, 99, 9])[::2]
+    agrees({**make(1, 9, 2, sequences=2), "cu_seqlens": bounds})
+
+
+def test_sequences_of_one_step_agree_whatever_the_stride_of_their_length() -> None:
+    tensors = make(3, 1, 2)
+    for name in ("x", "B", "C", "z"):
+        steps_first = torch.randn(1, 3, *tensors[name].shape[2:])
+        tensors[name] = steps_first.transpose(0, 1)
+    agrees(tensors)
+
+
+@pytest.mark.parametrize("name", ["mamba3", "mamba3_weights", "mamba3_step"])
+def test_kernels_are_launched_on_the_device_of_their_inputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = importlib.import_module(f"mambakit.ops.triton.{name}")
+    asked: list[torch.device] = []
+
+    def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+        asked.append(tensor.device)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(kernels, "on_device_of", on_device_of)
+    tensors = make(1, 2, 1)
+    _, state = scan_with_state(**tensors, backend="triton")
+    arguments = {n: t if n in WITHOUT_LENGTH else t[:, 0] for n, t in tensors.items() if n not in STATE}
+    mamba3_step(state, **arguments, dt_softplus=True, backend="triton")
+    assert asked == [tensors["x"].device]
 
 
 def test_float64_is_refused_and_left_to_the_next_backend() -> None:

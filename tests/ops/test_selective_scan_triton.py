@@ -131,8 +131,9 @@ def test_gradients_are_the_same_every_time() -> None:
 def test_what_the_kernels_do_not_take_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no float64"):
         scan(**make(1, 2, 2, 2, dtype=torch.float64), backend="triton")
-    with pytest.raises(ValueError, match="at most 256 states"):
-        scan(**make(1, 2, 2, 257), backend="triton")
+    for state in (0, 257):
+        with pytest.raises(ValueError, match=f"1 to 256 states, and A has {state}"):
+            scan(**make(1, 2, 2, state), backend="triton")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -209,7 +209,30 @@ def test_gpu_forms_products_of_float32_in_tf32_where_torch_may(allowed: bool, pr
 
 
 @pytest.mark.parametrize("backend", TRITON)
-@pytest.mark.parametrize("change", [{"dtype": torch.float64}, {"state": 300}])
+def test_gpu_reads_half_precision_gradients_that_begin_anywhere(backend: str) -> None:
+    tensors = leaves_of(make(1, 9, 2, dtype=torch.bfloat16))
+    y, _ = scan(**tensors, backend=backend)
+    grad = torch.randn(y.numel() + 1).to(y.dtype)[1:].view(y.shape)
+    assert grad.data_ptr() % 16
+    got = torch.autograd.grad(y, tensors["x"], grad, retain_graph=True)
+    assert torch.equal(got[0], torch.autograd.grad(y, tensors["x"], grad.clone())[0])
+
+
+@pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
+def test_heads_too_far_apart_for_32_bits_are_brought_together() -> None:
+    from mambakit.ops.inputs import SsdInputs
+    from mambakit.ops.triton.ssd import _as_read
+
+    length, heads, headdim = 1 << 19, 128, 64
+    t = {name: tensor.to("meta") for name, tensor in make(1, 2, 1, 1, 1, optional=False).items()}
+    t["x"] = torch.empty(1, heads, length, headdim, device="meta").transpose(1, 2)
+    inputs = SsdInputs(*(t.get(name) for name in SsdInputs._fields[:9]), None, True, 0.0, math.inf, CHUNK)
+    read, launches, _ = _as_read(inputs)
+    assert launches.shape.x_strides == read.x.stride()[:3] == (length * heads * headdim, heads * headdim, headdim)
+
+
+@pytest.mark.parametrize("backend", TRITON)
+@pytest.mark.parametrize("change", [{"dtype": torch.float64}, {"state": 300}, {"state": 0}])
 def test_what_the_gpu_does_not_take_is_refused_by_name_and_served_by_the_next(backend: str, change: dict) -> None:
     tensors = make(1, 3, 1, **change)
     with pytest.raises(ValueError, match="the GPU's ssd"):

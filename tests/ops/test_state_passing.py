@@ -1,6 +1,8 @@
 """States handed on over the parts of a sequence, in both directions, against the recurrence written out."""
 
+import importlib
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -39,3 +41,20 @@ def test_states_are_those_of_the_recurrence(reverse: bool, bounds: list[int] | N
         expected, final = handed_on(parts[first:last], factors[first:last], before, reverse)
         torch.testing.assert_close(got[first:last], expected)
         torch.testing.assert_close(end[i], final)
+
+
+def test_there_may_be_more_sequences_than_a_grid_has_places_along_its_later_axes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernels = importlib.import_module("mambakit.ops.triton.state_passing")
+    grids: list[tuple[int, ...]] = []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            grids.append(grid)
+            return lambda *tensors, **constants: None
+
+    monkeypatch.setattr(kernels, "_pass_states", Recorder())
+    sequences = 1 << 17
+    kernels.pass_states(torch.empty(sequences, 1, 2), torch.empty(sequences, 1), None, torch.empty(sequences, 1, 2))
+    assert max(grids[0][1:]) < 1 << 16

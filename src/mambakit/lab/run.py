@@ -94,7 +94,8 @@ def run(
     for name, asked in (("capture", capture), ("tf32", tf32)):
         if asked and of_device.type != "cuda":
             raise DataError(f"{name} needs a CUDA device, got {of_device}; leave it out")
-    with exclusive(folder):
+    current = torch.cuda.device(of_device) if of_device.type == "cuda" else contextlib.nullcontext()
+    with exclusive(folder), current:  # kernels, streams and graphs go to the current device
         remove_leftovers(folder)
         loop = grouping == "loop" or (grouping == "auto" and of_device.type == "cpu")
         started = _Run(experiment, everyone, folder, preset, of_device, loop, capture, tf32, deadline)

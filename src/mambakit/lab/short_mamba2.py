@@ -29,6 +29,7 @@ from mambakit.ops import triton
 
 _OF_MIX = ("conv1d.weight", "conv1d.bias", "dt_bias", "A_log", "D", "norm.weight")
 _KERNELS = triton.Kernels("short_mamba2")
+_LAYERS = triton.Kernels("short_layers")
 _LONGEST = 10  # tokens; all pairs of them are written out
 _PATHS: dict[type[nn.Module], int] = {Mamba2: 0, ResidualMamba2: 1, GatedMamba2: 2}
 _PROCESSORS = 132
@@ -161,7 +162,7 @@ class _Embedded(torch.autograd.Function):
         programs = min(_PARTS, -(-rows // tile))
         shares = grad.new_empty(models, programs, ctx.vocabulary, columns)
         grid = programs, models, -(-ctx.vocabulary // words)
-        _KERNELS.embedding_backward[grid](
+        _LAYERS.embedding_backward[grid](
             tokens, grad.contiguous(), shares, rows, ctx.vocabulary, COLUMNS=columns, TILE=tile, WORDS=words
         )
         return shares.sum(1), None
@@ -184,7 +185,7 @@ class _Normalised(torch.autograd.Function):
         ctx.grid = (-(-rows // _Normalised._TILE), models)
         ctx.launched = (rows, weight.stride(0), eps), {"COLUMNS": columns, "TILE": _Normalised._TILE}
         numbers, sizes = ctx.launched
-        _KERNELS.normalise[ctx.grid](
+        _LAYERS.normalise[ctx.grid](
             x, None if added is None else added.contiguous(), weight, total, y, *numbers, **sizes
         )
         ctx.two = added is not None
@@ -198,7 +199,7 @@ class _Normalised(torch.autograd.Function):
         numbers, sizes = ctx.launched
         d_x = torch.empty_like(total)
         shares = total.new_empty(ctx.grid[1], ctx.grid[0], total.shape[2])
-        _KERNELS.normalise_backward[ctx.grid](
+        _LAYERS.normalise_backward[ctx.grid](
             total, weight, d_total.contiguous(), d_y.contiguous(), d_x, shares, *numbers, **sizes
         )
         return d_x, d_x if ctx.two else None, shares.sum(1), None

@@ -27,6 +27,7 @@ from mambakit.ops.inputs import (
 from mambakit.ops.packing import check_packing, sequence_count
 from mambakit.ops.portable import selective_scan as portable
 from mambakit.ops.reference.selective_scan import selective_scan as reference
+from mambakit.ops.triton.counting import ceil_div
 
 _GPU = triton.Kernels("selective_scan")
 _KERNELS = {"triton": _GPU, "cpu": cpu, "portable": portable}
@@ -130,8 +131,8 @@ def _evaluated(inputs: ScanInputs, backend: str) -> tuple[Tensor, Tensor]:
 def _in_parts(inputs: ScanInputs, most: int) -> tuple[Tensor, Tensor]:
     """The scan as the sum of scans over at most `most` states each, on the GPU: no state knows of another."""
     u, _, A, B, C, D, z, _, initial_state, _, _ = inputs
-    parts = -(-A.shape[1] // most)
-    size = min(-(-A.shape[1] // (8 * parts)) * 8, most)  # a multiple of what the kernels load at a time
+    parts = ceil_div(A.shape[1], most)
+    size = min(ceil_div(A.shape[1], 8 * parts) * 8, most)  # a multiple of what the kernels load at a time
     pieces = [t.split(size, dim=-1) for t in (A, B, C)]
     initial_states = [None] * parts if initial_state is None else initial_state.split(size, dim=-1)
     bare = inputs._replace(D=None, z=None)
@@ -194,8 +195,8 @@ def _refusal_of(inputs: ScanInputs) -> Callable[[str], str | None]:
     def refusal(name: str) -> str | None:
         if name == "triton" and inputs.u.dtype == torch.float64:
             return "its kernels of the selective scan take no float64"
-        if name == "triton" and state > TRITON_MOST_STATES:
-            return f"its kernels of the selective scan take at most {TRITON_MOST_STATES} states, and A has {state}"
+        if name == "triton" and not 0 < state <= TRITON_MOST_STATES:
+            return f"its kernels of the selective scan take 1 to {TRITON_MOST_STATES} states, and A has {state}"
         return None
 
     return refusal

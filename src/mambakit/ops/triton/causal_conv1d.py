@@ -27,15 +27,8 @@ from torch import Tensor
 
 from mambakit.ops.inputs import ConvInputs
 from mambakit.ops.packing import sequence_bounds
-from mambakit.ops.triton.launch import (
-    Kernel,
-    ceil_div,
-    on_device_of,
-    power_of_two,
-    processors_of,
-    rows_contiguous,
-    stride_divisor,
-)
+from mambakit.ops.triton.counting import ceil_div, power_of_two
+from mambakit.ops.triton.launch import Kernel, on_device_of, processors_of, rows_contiguous, stride_divisor
 from mambakit.ops.triton.selective_scan_steps import sigmoid
 
 ABSENT_GRADIENTS = True  # what `backward` takes in place of zeros: `mambakit.ops.operator`

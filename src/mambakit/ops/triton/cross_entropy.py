@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mambakit.ops.triton.launch import on_device_of, power_of_two, stride_divisor
+from mambakit.ops.triton.counting import power_of_two
+from mambakit.ops.triton.launch import on_device_of, stride_divisor
 
 _BLOCK = 4096
 

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mambakit.ops.triton.counting import power_of_two
 from mambakit.ops.triton.decode_linear import convolved, silu, wait_for_the_kernel_in_front
-from mambakit.ops.triton.launch import on_device_of, power_of_two
+from mambakit.ops.triton.launch import on_device_of
 
 
 def convolution(

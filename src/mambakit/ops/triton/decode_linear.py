@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.ops.triton import interpreting
-from mambakit.ops.triton.launch import on_device_of, power_of_two
+from mambakit.ops.triton.counting import power_of_two
+from mambakit.ops.triton.launch import on_device_of
 
 NONE, BEFORE, AFTER = 0, 1, 2  # where a gate stands, seen from the norm
 _LEAST_PROGRAMS = 160  # a few more than an H100 has multiprocessors

@@ -1,5 +1,4 @@
-"""What every launch shares: the device that it goes to, what it costs the host, blocks of channels, and strides that
-loads may rely on."""
+"""What every launch shares: the device that it goes to, what it costs the host, and strides that loads may rely on."""
 
 import contextlib
 import functools
@@ -16,7 +15,7 @@ from triton.runtime import JITFunction, driver
 
 _NOWHERE_ELSE = contextlib.nullcontext()
 _TRITON_WITH_KNOWN_LAUNCHER = (3, 6)
-_LARGEST = (1 << 31) - 1  # of a number that Triton passes in 32 bits
+LARGEST = (1 << 31) - 1  # of a number that Triton passes in 32 bits
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -69,7 +68,7 @@ class Kernel:
         """The launch but for its tensors: worth keeping where the same one comes again. Its `compile`, where there is
         one, takes the same tensors or others of their dtypes, and compiles the kernel alone."""
         ordinary = self.function[grid]
-        small = not numbers or (max(numbers) <= _LARGEST and min(numbers) >= -_LARGEST)
+        small = not numbers or (max(numbers) <= LARGEST and min(numbers) >= -LARGEST)
         if not (self._direct and small):
             return lambda *tensors: ordinary(*tensors, *numbers, **constants)
         classes = [
@@ -142,16 +141,6 @@ def _direct_launch(compiled: Any) -> tuple[Any, ...]:
 def float32_products() -> str:
     """How the tensor cores form a product of float32: "tf32x3", as exact as float32, or "tf32" where torch may, too."""
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
-
-
-def power_of_two(number: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `number` and `least`."""
-    return 1 << (max(number, least, 1) - 1).bit_length()
-
-
-def ceil_div(number: int, size: int) -> int:
-    """How many pieces of `size` hold `number`. (Triton's own, made for kernels too, takes microseconds.)"""
-    return -(-number // size)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -13,13 +13,9 @@ def later_sums(
     sums,  # (slots, heads, pairs) in float64, replaced by the sums over all later chunks
     whole,  # (sequences, heads, pairs) or None: the sum of all
     bounds,
-    length,
-    heads,
-    pairs,
-    STEPS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
+    length, heads, pairs,
+    STEPS: tl.constexpr, PAIRS: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
     sequence, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
     begin, end, slot = find_sequence(sequence, bounds, length, STEPS)
     chunks = tl.cdiv(end - begin, STEPS)
@@ -41,26 +37,15 @@ def later_sums(
 @triton.jit(do_not_specialize=["length", "rows_in_all", "pairs"])
 def finish_turns(
     later,  # (slots, heads, pairs) in float64 or None: sums over the chunks after each
-    speeds,
-    steps,
+    speeds, steps,
     shares,  # (groups, rows, pairs) if SHARED, else grad_speeds itself: what each chunk has found, as step_shares
     step_shares,  # (blocks, rows, heads)
     grad_speeds,  # (rows, heads or 1, pairs)
     grad_steps,  # (rows, heads)
-    bounds,
-    sequence_of_slot,
-    length,
-    rows_in_all,
-    heads,
-    groups,
-    speed_heads,
-    pairs,
-    STEPS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    HEADS: tl.constexpr,
-    SHARED: tl.constexpr,
-):
+    bounds, sequence_of_slot,
+    length, rows_in_all, heads, groups, speed_heads, pairs,
+    STEPS: tl.constexpr, PAIRS: tl.constexpr, BLOCKS: tl.constexpr, HEADS: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
     """Add what later chunks give to the gradients of a chunk's speeds and steps."""
     slot = tl.program_id(0).to(tl.int64)
     _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)

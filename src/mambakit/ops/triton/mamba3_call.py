@@ -33,9 +33,11 @@ class Scan:
                 inputs.initial_angle, inputs.initial_state,
             )
         )  # fmt: skip
-        self.bounds = inputs.cu_seqlens
+        self.bounds = None if inputs.cu_seqlens is None else inputs.cu_seqlens.contiguous()
         self.sequence_of_slot = _sequence_of_slot(self.bounds, size)
         self.stored = mamba3_shapes.stored_dtype(inputs)
+        rows = 1 if size.length > 1 else 0  # the axis along which rows follow each other
+        z_stride = 0 if self.z is None else self.z.stride(rows)
         self.layout = Layout(
             size,
             inputs.x.dtype,
@@ -44,9 +46,7 @@ class Scan:
             interleaved=inputs.interleaved,
             ranked=inputs.down is None,
             fresh=self.state is None,
-            row_strides=(
-                self.x.stride(1), self.B.stride(1), self.C.stride(1), 0 if self.z is None else self.z.stride(1),
-            ),
+            row_strides=(self.x.stride(rows), self.B.stride(rows), self.C.stride(rows), z_stride),
             D_strides=(0, 0) if self.D is None else (self.D.stride(0), self.D.stride(1)),
         )  # fmt: skip
         self.launches = launches(self.layout)
@@ -132,7 +132,10 @@ class Scan:
 
 
 def _whole_rows(tensor: Tensor) -> Tensor:
-    """(batch, length, ...) with each step's numbers side by side, and one stride from row to row of all batches."""
+    """(batch, length, ...) with each step's numbers side by side, and one stride from row to row of all batches.
+
+    That of an axis with a length of one may be any.
+    """
     if tensor.is_contiguous():
         return tensor
     batch, length = tensor.shape[:2]
@@ -141,7 +144,7 @@ def _whole_rows(tensor: Tensor) -> Tensor:
         if extent != 1 and stride != expected:
             return tensor.contiguous()
         expected *= extent
-    if batch > 1 and tensor.stride(0) != length * tensor.stride(1):
+    if batch > 1 and length > 1 and tensor.stride(0) != length * tensor.stride(1):
         return tensor.contiguous()
     return tensor
 

@@ -70,16 +70,25 @@ def find_sequence(sequence, bounds, length, STEPS: tl.constexpr):
 
 
 @triton.jit
+def find_segment(bounds, length, segment_chunks, heads, headdim, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    """What a program that walks along a segment has: the segment, its head and channels; the sequence, its first row,
+    the row after it and the slot of its first chunk; and the chunks from and to which it walks."""
+    blocks = tl.cdiv(headdim, BLOCK)
+    segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads
+    channels = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    sequence = (tl.program_id(0) // blocks // heads).to(tl.int64)
+    begin, end, first_slot = find_sequence(sequence, bounds, length, STEPS)
+    chunks = tl.cdiv(end - begin, STEPS).to(tl.int32)
+    from_chunk = tl.minimum(segment * segment_chunks, chunks)
+    to_chunk = tl.minimum(from_chunk + segment_chunks, chunks)
+    return segment, head, channels, sequence, begin, end, first_slot, from_chunk, to_chunk
+
+
+@triton.jit
 def load_halves(
-    pointer,
-    offsets,
-    present,
-    first_pair,
-    state,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
+    pointer, offsets, present, first_pair, state,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
     """First and second coordinates (ROWS, COLUMNS) in float32, those of the pairs from `first_pair` on.
 
     The vectors begin at `offsets` (ROWS,).
@@ -101,17 +110,9 @@ def load_halves(
 
 @triton.jit
 def store_halves(
-    pointer,
-    offsets,
-    first,
-    second,
-    present,
-    first_pair,
-    state,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
+    pointer, offsets, first, second, present, first_pair, state,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
     """Store (ROWS, COLUMNS) each of first and second coordinates, those of the pairs from `first_pair` on."""
     if INTERLEAVED:
         columns = 2 * first_pair + tl.arange(0, 2 * COLUMNS)
@@ -129,22 +130,9 @@ def store_halves(
 
 @triton.jit
 def biased(
-    vectors,
-    bias,
-    rows,
-    stride,
-    ranks,
-    present,
-    head,
-    group,
-    groups,
-    rank,
-    state,
-    first_pair,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-):
+    vectors, bias, rows, stride, ranks, present, head, group, groups, rank, state, first_pair,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
     """B or C of one head with its bias added, in float32; zero in rows that are not there."""
     first, second = load_halves(
         vectors,
@@ -183,20 +171,9 @@ def turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, first
 
 @triton.jit
 def cos_sin(
-    speeds,
-    steps,
-    carries,
-    rows,
-    counted,
-    slot,
-    head,
-    heads,
-    speed_heads,
-    first_pair,
-    pairs,
-    COLUMNS: tl.constexpr,
-    FAST: tl.constexpr,
-):
+    speeds, steps, carries, rows, counted, slot, head, heads, speed_heads, first_pair, pairs,
+    COLUMNS: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
     """cos and sin of the angles of every row and the pairs from `first_pair` on; 1 and 0 for pairs that don't turn."""
     columns = first_pair + tl.arange(0, COLUMNS)
     turns = turns_of_steps(speeds, steps, rows, counted, head, heads, speed_heads, first_pair, pairs, COLUMNS)
@@ -221,23 +198,15 @@ def turn(first, second, cos, sin):
 @triton.jit(do_not_specialize=["length", "pairs"])
 def prepare(
     log_decay,  # (rows, heads), as scale, own and steps
-    scale,
-    own,
+    scale, own,
     runs,  # (4, slots, heads, STEPS)
     speeds,  # (rows, heads or 1, pairs) or None
     steps,
     turns,  # (slots, heads, pairs): how far each chunk turns
-    bounds,
-    sequence_of_slot,
-    length,
-    heads,
-    speed_heads,
-    pairs,
-    STEPS: tl.constexpr,
-    HEADS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    FINE: tl.constexpr,
-):
+    bounds, sequence_of_slot,
+    length, heads, speed_heads, pairs,
+    STEPS: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, FINE: tl.constexpr,
+):  # fmt: skip
     """Fill `runs` and `turns` for a chunk and HEADS heads."""
     slot = tl.program_id(0).to(tl.int64)
     _, start, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
@@ -269,18 +238,6 @@ def prepare(
             )
             at_turns = turns + (slot * heads + one) * pairs + columns
             tl.store(at_turns, tl.sum(turned, 0), mask=(columns < pairs) & (one < heads))
-
-
-@triton.jit
-def load_runs(runs, place, field, step, STEPS: tl.constexpr, FINE: tl.constexpr):
-    """Of the chunk and head at `place`: the sums up to each row's step and to the last, each in two parts."""
-    coarse = tl.load(runs + place + step)
-    last_coarse = tl.load(runs + place + STEPS - 1)
-    fine, last_fine = coarse, last_coarse
-    if FINE:
-        fine = tl.load(runs + field + place + step)
-        last_fine = tl.load(runs + field + place + STEPS - 1)
-    return coarse, fine, last_coarse, last_fine
 
 
 @triton.jit

@@ -24,7 +24,6 @@ import triton.language as tl
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
     find_chunk,
-    load_runs,
     operand,
     over_ranks,
     over_ranks_of_rows,
@@ -34,7 +33,7 @@ from mambakit.ops.triton.mamba3_chunk import (
     store_over_steps,
 )
 from mambakit.ops.triton.mamba3_walk import gated
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 
 @Kernel
@@ -42,50 +41,23 @@ from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 def gradients(
     x,
     keys,  # (slots, heads, rows, columns), as queries
-    queries,
-    z,
-    grad_y,
-    up,
-    gate,
-    down,
-    D,
-    runs,
+    queries, z, grad_y, up, gate, down, D, runs,
     kept,  # (slots, heads, 2 HALF, headdim): the state before each chunk; None where it is zero
     kept_grads,  # the same: the gradient of that after it
-    grad_x,
-    grad_z,
+    grad_x, grad_z,
     grad_D,  # (slots, heads, headdim)
     grad_up,  # (slots, heads, rank, headdim), as grad_gate and grad_down
-    grad_gate,
-    grad_down,
+    grad_gate, grad_down,
     grad_keys,  # (slots, heads, rows, columns), as grad_queries
     grad_queries,
     grad_log_decay,  # (rows, heads), as grad_scale and grad_own
-    grad_scale,
-    grad_own,
+    grad_scale, grad_own,
     grad_angles,  # (rows, heads, pairs) or None
-    bounds,
-    sequence_of_slot,
-    runs_field,
-    length,
-    heads,
-    headdim,
-    rank,
-    pairs,
-    x_stride,
-    z_stride,
-    y_stride,
-    D_head,
-    D_row,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHANNEL_BLOCKS: tl.constexpr,
-    RANKED: tl.constexpr,
-    FINE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    bounds, sequence_of_slot,
+    runs_field, length, heads, headdim, rank, pairs, x_stride, z_stride, y_stride, D_head, D_row,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, CHANNEL_BLOCKS: tl.constexpr,
+    RANKED: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
     GATED: tl.constexpr = (z is not None) or (down is not None)
     slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
@@ -115,23 +87,8 @@ def gradients(
     grad_x += (row * heads + head) * headdim
 
     given = (
-        x,
-        x_stride,
-        z,
-        z_stride,
-        grad_y,
-        y_stride,
-        up,
-        gate,
-        down,
-        head,
-        heads,
-        headdim,
-        rank,
-        step,
-        ranks,
-        present,
-    )
+        x, x_stride, z, z_stride, grad_y, y_stride, up, gate, down, head, heads, headdim, rank, step, ranks, present,
+    )  # fmt: skip
     dmixed = tl.zeros((ROWS, ROWS), tl.float32)
     for channel_block in tl.static_range(CHANNEL_BLOCKS):
         dout, v = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
@@ -228,12 +185,8 @@ def gradients(
     tl.store(grad_scale + at_step, dscales, step_present)
     starts = over_ranks_of_rows(of_start, STEPS, RANKS)
     sends = over_ranks_of_rows(tail * of_tail, STEPS, RANKS)
-    ddecays = decay_from_start(last_coarse, last_fine, FINE) * of_total
-    if FINE:
-        spanning = tl.where(a_step[:, None] > a_step[None, :], sends[None, :], starts[None, :])
-        ddecays += tl.sum(spanning, 1) + within
-    else:
-        ddecays += tl.cumsum(starts + within, 0, reverse=True) + (tl.cumsum(sends, 0) - sends)
+    through = decay_from_start(last_coarse, last_fine, FINE) * of_total
+    ddecays = decay_gradients(starts, sends, within, through, a_step, FINE)
     tl.store(grad_log_decay + at_step, ddecays, step_present)
 
     # Keys and queries by halves, whose products are less wide, and which the gradients of the angles take as they are.
@@ -248,9 +201,7 @@ def gradients(
                 dout, _ = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
             narrow = operand(dout * start[:, None], PRECISION)
             at = kept + at_state
-            dq1 += product(narrow, tl.trans(load_state(at, channel_block, headdim, HALF, BLOCK)), PRECISION)
-            at += HALF * headdim
-            dq2 += product(narrow, tl.trans(load_state(at, channel_block, headdim, HALF, BLOCK)), PRECISION)
+            dq1, dq2 = with_state(dq1, dq2, narrow, at, channel_block, headdim, HALF, BLOCK, PRECISION)
     at = grad_queries + at_keys + index_of_half
     tl.store(at, dq1.to(grad_queries.dtype.element_ty))
     tl.store(at + HALF, dq2.to(grad_queries.dtype.element_ty))
@@ -265,9 +216,7 @@ def gradients(
                 _, v = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
             narrow = operand(v.to(tl.float32) * tail[:, None], PRECISION)
             at = kept_grads + at_state
-            dk1 += product(narrow, tl.trans(load_state(at, channel_block, headdim, HALF, BLOCK)), PRECISION)
-            at += HALF * headdim
-            dk2 += product(narrow, tl.trans(load_state(at, channel_block, headdim, HALF, BLOCK)), PRECISION)
+            dk1, dk2 = with_state(dk1, dk2, narrow, at, channel_block, headdim, HALF, BLOCK, PRECISION)
     at = grad_keys + at_keys + index_of_half
     tl.store(at, dk1.to(grad_keys.dtype.element_ty))
     tl.store(at + HALF, dk2.to(grad_keys.dtype.element_ty))
@@ -281,18 +230,9 @@ def gradients(
 
 @triton.jit
 def pair_gradients(
-    scores,
-    dmixed,
-    coarse,
-    fine,
-    scales,
-    owns,
-    step,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    FINE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    scores, dmixed, coarse, fine, scales, owns, step,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Of all pairs of a chunk: mixed and dscores as products take them, and what they give to own and scale of each
     row, and to the log decay of each step."""
     decays = pair_decays(coarse, fine, step, FINE)
@@ -312,6 +252,18 @@ def pair_gradients(
     else:
         within = over_ranks_of_rows(tl.sum(dweights, 1) - tl.sum(dweights, 0), STEPS, RANKS)
     return mixed, dscores, downs, dscales, within
+
+
+@triton.jit
+def decay_gradients(starts, sends, within, through, step, FINE: tl.constexpr):
+    """Of the log decay of each step: from the state before the chunk, to that after it, within it and through it."""
+    found = through
+    if FINE:
+        spanning = tl.where(step[:, None] > step[None, :], sends[None, :], starts[None, :])
+        found += tl.sum(spanning, 1) + within
+    else:
+        found += tl.cumsum(starts + within, 0, reverse=True) + (tl.cumsum(sends, 0) - sends)
+    return found
 
 
 @triton.jit
@@ -353,6 +305,18 @@ def load_state(state, channel_block, headdim, COLUMNS: tl.constexpr, BLOCK: tl.c
     channels = channel_block * BLOCK + tl.arange(0, BLOCK)
     at = state + tl.arange(0, COLUMNS)[:, None] * headdim + channels[None, :]
     return tl.load(at, (channels < headdim)[None, :], other=0.0)
+
+
+@triton.jit
+def with_state(
+    first, second, rows, state, channel_block, headdim,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Both halves of vectors with what rows (ROWS, BLOCK) of a block of channels read of a state."""
+    first += product(rows, tl.trans(load_state(state, channel_block, headdim, HALF, BLOCK)), PRECISION)
+    state += HALF * headdim
+    second += product(rows, tl.trans(load_state(state, channel_block, headdim, HALF, BLOCK)), PRECISION)
+    return first, second
 
 
 @triton.jit

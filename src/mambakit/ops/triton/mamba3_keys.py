@@ -25,13 +25,9 @@ def carry_turns(
     sums,  # (slots, heads, pairs), replaced by the angles before each chunk
     first,  # (sequences, heads, pairs) or None
     bounds,
-    length,
-    heads,
-    pairs,
-    STEPS: tl.constexpr,
-    PAIRS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
+    length, heads, pairs,
+    STEPS: tl.constexpr, PAIRS: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
     sequence, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
     begin, end, slot = find_sequence(sequence, bounds, length, STEPS)
     chunks = tl.cdiv(end - begin, STEPS)
@@ -53,33 +49,11 @@ def carry_turns(
 @Kernel
 @triton.jit(do_not_specialize=["length"])
 def keys_and_queries(
-    B,
-    C,
-    B_bias,
-    C_bias,
-    speeds,
-    steps,
-    carries,
-    keys,
-    queries,
-    bounds,
-    sequence_of_slot,
-    length,
-    heads,
-    groups,
-    rank,
-    state,
-    speed_heads,
-    pairs,
-    B_stride,
-    C_stride,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
+    B, C, B_bias, C_bias, speeds, steps, carries, keys, queries, bounds, sequence_of_slot,
+    length, heads, groups, rank, state, speed_heads, pairs, B_stride, C_stride,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
     FAST: tl.constexpr,
-):
+):  # fmt: skip
     """COLUMNS pairs of the rows of one chunk and head."""
     ROWS: tl.constexpr = STEPS * RANKS
     slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
@@ -116,9 +90,7 @@ def keys_and_queries(
 @Kernel
 @triton.jit(do_not_specialize=["length", "rows_in_all"])
 def vector_gradients(
-    speeds,
-    steps,
-    carries,
+    speeds, steps, carries,
     grad_keys,  # (slots, heads, rows, columns), as grad_queries
     grad_queries,
     grad_angles,  # (rows, heads, pairs)
@@ -129,25 +101,11 @@ def vector_gradients(
     grad_speeds,  # (groups, rows, pairs) if SHARED, else (rows, heads, pairs); from within the chunk, as grad_steps
     grad_steps,  # (blocks of pairs, rows, heads)
     sums,  # (slots, heads, pairs) in float64 or None: of the gradients of the angles over each chunk
-    bounds,
-    sequence_of_slot,
-    length,
-    rows_in_all,
-    heads,
-    groups,
-    rank,
-    state,
-    speed_heads,
-    pairs,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    SHARED: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    FAST: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    bounds, sequence_of_slot,
+    length, rows_in_all, heads, groups, rank, state, speed_heads, pairs,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, COLUMNS: tl.constexpr, SHARED: tl.constexpr,
+    INTERLEAVED: tl.constexpr, FAST: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Turn the gradients of keys and queries back and sum them: COLUMNS pairs of one chunk and group, all its heads.
 
     With the gradients of the pairs' angles, what each chunk gives to those of speeds and steps.
@@ -211,16 +169,26 @@ def vector_gradients(
         C1 += of_C1
         C2 += of_C2
         at_bias = ((slot * heads + head) * rank + bias_ranks) * state
-        if grad_B_bias is not None:
-            first = tl.sum(tl.reshape(of_B1, (STEPS, RANKS, COLUMNS)), 0)
-            second = tl.sum(tl.reshape(of_B2, (STEPS, RANKS, COLUMNS)), 0)
-            store_halves(grad_B_bias, at_bias, first, second, in_bias, first_pair, state, RANKS, COLUMNS, INTERLEAVED)
-        if grad_C_bias is not None:
-            first = tl.sum(tl.reshape(of_C1, (STEPS, RANKS, COLUMNS)), 0)
-            second = tl.sum(tl.reshape(of_C2, (STEPS, RANKS, COLUMNS)), 0)
-            store_halves(grad_C_bias, at_bias, first, second, in_bias, first_pair, state, RANKS, COLUMNS, INTERLEAVED)
+        _store_over_steps(
+            grad_B_bias, at_bias, of_B1, of_B2, in_bias, first_pair, state, STEPS, RANKS, COLUMNS, INTERLEAVED
+        )
+        _store_over_steps(
+            grad_C_bias, at_bias, of_C1, of_C2, in_bias, first_pair, state, STEPS, RANKS, COLUMNS, INTERLEAVED
+        )
     store_halves(grad_B, at_rows * state, B1, B2, present, first_pair, state, ROWS, COLUMNS, INTERLEAVED)
     store_halves(grad_C, at_rows * state, C1, C2, present, first_pair, state, ROWS, COLUMNS, INTERLEAVED)
     if turning and SHARED:
         at_speeds = ((group * rows_in_all + step_rows) * pairs)[:, None] + columns[None, :]
         tl.store(grad_speeds + at_speeds, of_shared, in_turns)
+
+
+@triton.jit
+def _store_over_steps(
+    pointer, offsets, first, second, present, first_pair, state,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Store halves (STEPS * RANKS, COLUMNS) summed over their steps, if there is a pointer."""
+    if pointer is not None:
+        first = tl.sum(tl.reshape(first, (STEPS, RANKS, COLUMNS)), 0)
+        second = tl.sum(tl.reshape(second, (STEPS, RANKS, COLUMNS)), 0)
+        store_halves(pointer, offsets, first, second, present, first_pair, state, RANKS, COLUMNS, INTERLEAVED)

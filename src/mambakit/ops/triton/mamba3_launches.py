@@ -20,8 +20,8 @@ from mambakit.ops.triton import (
     mamba3_shapes,
     mamba3_walk,
 )
-from mambakit.ops.triton.launch import ceil_div
-from mambakit.ops.triton.mamba3_shapes import Sizes, power_of_two
+from mambakit.ops.triton.counting import ceil_div, power_of_two
+from mambakit.ops.triton.mamba3_shapes import Sizes
 
 _PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PROGRAMS = 256  # about what fills the chip: below it a sequence is walked in several segments

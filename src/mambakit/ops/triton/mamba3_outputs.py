@@ -13,8 +13,7 @@ import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
-    find_sequence,
-    load_runs,
+    find_segment,
     operand,
     over_ranks,
     pair_weights,
@@ -22,7 +21,7 @@ from mambakit.ops.triton.mamba3_chunk import (
     silu_and_slope,
 )
 from mambakit.ops.triton.mamba3_walk import load_whole, store_whole
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 
 @Kernel
@@ -30,48 +29,20 @@ from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
 def walk_outputs(
     x,
     keys,  # (slots, heads, rows, columns), as queries
-    queries,
-    z,
-    up,
-    gate,
-    down,
-    D,
-    runs,
+    queries, z, up, gate, down, D, runs,
     first,  # (sequences * segments, heads, headdim, state) or None, as last
     last,
     kept,  # (slots, heads, 2 HALF, headdim) or None
-    y,
-    bounds,
-    runs_field,
-    length,
-    segment_chunks,
-    heads,
-    headdim,
-    rank,
-    state,
-    x_stride,
-    z_stride,
-    D_head,
-    D_row,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    FINE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    y, bounds,
+    runs_field, length, segment_chunks, heads, headdim, rank, state, x_stride, z_stride, D_head, D_row,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr,
+    FINE: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
     SINGLE: tl.constexpr,  # no sequence has more than one chunk
-):
+):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
-    blocks = tl.cdiv(headdim, BLOCK)
-    segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads
-    channels = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    sequence = (tl.program_id(0) // blocks // heads).to(tl.int64)
-    begin, end, first_slot = find_sequence(sequence, bounds, length, STEPS)
-    chunks = tl.cdiv(end - begin, STEPS).to(tl.int32)
-    from_chunk = tl.minimum(segment * segment_chunks, chunks)
-    to_chunk = tl.minimum(from_chunk + segment_chunks, chunks)
+    segment, head, channels, sequence, begin, end, first_slot, from_chunk, to_chunk = find_segment(
+        bounds, length, segment_chunks, heads, headdim, STEPS, BLOCK
+    )
     index = tl.arange(0, ROWS)
     step, ranks = index // RANKS, index % RANKS
     inside = channels < headdim

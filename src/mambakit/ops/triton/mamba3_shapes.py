@@ -8,6 +8,7 @@ from torch import Tensor
 from mambakit.ops import triton
 from mambakit.ops.mamba3_inputs import WholeScanInputs
 from mambakit.ops.packing import sequence_count
+from mambakit.ops.triton.counting import ceil_div, power_of_two
 
 _LEAST_ROWS, _MOST_ROWS = 16, 64  # of a chunk: what a product needs at least, what the registers hold
 _GPU_TILE = 64  # seen on an H200 with Triton 3.6: outputs of tiles 32 wide were wrong, those of 64 right
@@ -21,8 +22,8 @@ def refusal(rank: int, state: int, wide: torch.dtype) -> str | None:
         return "its kernels have no float64"
     if rank > _MOST_ROWS:
         return f"its kernels hold at most {_MOST_ROWS} inputs to one state, got {rank}"
-    if state > _MOST_STATE:
-        return f"its kernels hold a state of at most {_MOST_STATE}, got {state}"
+    if not 0 < state <= _MOST_STATE:
+        return f"its kernels hold a state of 1 to {_MOST_STATE}, got {state}"
     return None
 
 
@@ -48,11 +49,6 @@ class Sizes(NamedTuple):
         return self.batch * self.length
 
 
-def power_of_two(number: int, least: int = 1) -> int:
-    """The least power of two that is neither below `number` nor below `least`."""
-    return max(least, 1 << max(0, number - 1).bit_length())
-
-
 def least_tile() -> int:
     """The least side of a tile along channels; what a small case does not fill is zeros."""
     return _LEAST_ROWS if triton.interpreting() else _GPU_TILE
@@ -76,7 +72,7 @@ def _steps_of_short(length: int, rank: int) -> int:
 def _slots(batch: int, length: int, steps: int, cu_seqlens: Tensor | None) -> int:
     """How many places for the chunks of all sequences there are; in a pack enough, wherever its bounds lie."""
     if cu_seqlens is None:
-        return batch * ((length + steps - 1) // steps)
+        return batch * ceil_div(length, steps)
     return length // steps + sequence_count(batch, cu_seqlens)
 
 

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.ops.mamba3_inputs import Mamba3Inputs, Mamba3State
-from mambakit.ops.triton.mamba3_shapes import power_of_two
+from mambakit.ops.triton.counting import power_of_two
+from mambakit.ops.triton.launch import on_device_of
 
 PI = tl.constexpr(3.141592653589793)
 TURN = tl.constexpr(6.283185307179586)
@@ -38,28 +39,14 @@ def step(inputs: Mamba3Inputs) -> tuple[Tensor, Mamba3State]:
     weights = (inputs.D, inputs.dt_bias, inputs.B_bias, inputs.C_bias, inputs.mimo_x, inputs.mimo_z, inputs.mimo_o)
     block = min(_BLOCK, power_of_two(headdim))
     if batch * heads * headdim:
-        _step[(batch * heads, triton.cdiv(headdim, block))](
-            *rows,
-            *(0 if t is None else t.stride(0) for t in rows),
-            *(None if t is None else t.contiguous() for t in weights),
-            *state,
-            y,
-            after.angle,
-            after.ssm,
-            after.k,
-            heads,
-            headdim,
-            groups,
-            rank,
-            size,
-            pairs,
-            inputs.angles.shape[2],
-            SOFTPLUS=inputs.dt_softplus,
-            INTERLEAVED=inputs.interleaved,
-            STATE=power_of_two(size),
-            BLOCK=block,
-            num_warps=2,
-        )
+        with on_device_of(x):
+            _step[(batch * heads, triton.cdiv(headdim, block))](
+                *rows, *(0 if t is None else t.stride(0) for t in rows),
+                *(None if t is None else t.contiguous() for t in weights), *state, y, *after[:3],
+                heads, headdim, groups, rank, size, pairs, inputs.angles.shape[2],
+                SOFTPLUS=inputs.dt_softplus, INTERLEAVED=inputs.interleaved, STATE=power_of_two(size), BLOCK=block,
+                num_warps=2,
+            )  # fmt: skip
     return y, after
 
 
@@ -82,17 +69,9 @@ def _contiguous_rows(tensor: Tensor) -> Tensor:
 
 @triton.jit
 def _turned(
-    pointer,
-    bias,
-    at,
-    at_bias,
-    columns,
-    inside,
-    cos,
-    sin,
-    state,
+    pointer, bias, at, at_bias, columns, inside, cos, sin, state,
     INTERLEAVED: tl.constexpr,
-):
+):  # fmt: skip
     """A vector and its bias turned: every coordinate from itself and from its partner."""
     partner = columns ^ 1 if INTERLEAVED else tl.where(columns < state // 2, columns + state // 2, columns - state // 2)
     there = inside & (partner < state) & (partner >= 0)
@@ -106,49 +85,15 @@ def _turned(
 
 @triton.jit
 def _step(
-    x,
-    dt,
-    A,
-    B,
-    C,
-    trap,
-    angles,
-    z,
-    x_stride,
-    dt_stride,
-    A_stride,
-    B_stride,
-    C_stride,
-    trap_stride,
-    angles_stride,
-    z_stride,
-    D,
-    dt_bias,
-    B_bias,
-    C_bias,
-    mimo_x,
-    mimo_z,
-    mimo_o,
+    x, dt, A, B, C, trap, angles, z, x_stride, dt_stride, A_stride, B_stride, C_stride, trap_stride, angles_stride,
+    z_stride, D, dt_bias, B_bias, C_bias, mimo_x, mimo_z, mimo_o,
     angle,  # (batch, heads, pairs)
     ssm,  # (batch, heads, headdim, state)
     k,  # (batch, rank, heads, state)
     v,  # (batch, heads, headdim)
-    y,
-    next_angle,
-    next_ssm,
-    next_k,
-    heads,
-    headdim,
-    groups,
-    rank,
-    state,
-    pairs,
-    angle_heads,
-    SOFTPLUS: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    STATE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    y, next_angle, next_ssm, next_k, heads, headdim, groups, rank, state, pairs, angle_heads,
+    SOFTPLUS: tl.constexpr, INTERLEAVED: tl.constexpr, STATE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     batch, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
     first_block = tl.program_id(1) == 0
     group = head // (heads // groups)

@@ -14,13 +14,12 @@ import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
-    find_sequence,
-    load_runs,
+    find_segment,
     operand,
     product,
     silu_and_slope,
 )
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 
 @triton.jit
@@ -42,10 +41,7 @@ def gated(grad, gates, gate, down, at_weight, weight_mask):
 @triton.jit(do_not_specialize=["runs_field", "length", "segment_chunks"])
 def walk(
     x,  # grad_y with REVERSE
-    z,
-    up,
-    gate,
-    down,
+    z, up, gate, down,
     keys,  # (slots, heads, rows, columns); queries with REVERSE
     runs,
     first,  # (sequences * segments, heads, headdim, state) or None, as last
@@ -53,35 +49,14 @@ def walk(
     kept,  # (slots, heads, 2 HALF, headdim) or None
     factors,  # (sequences * segments, heads) or None: the decay over each segment
     bounds,
-    runs_field,
-    length,
-    segment_chunks,
-    heads,
-    headdim,
-    rank,
-    state,
-    x_stride,
-    z_stride,
-    STEPS: tl.constexpr,
-    RANKS: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK: tl.constexpr,
-    REVERSE: tl.constexpr,
-    RANKED: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    FINE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    runs_field, length, segment_chunks, heads, headdim, rank, state, x_stride, z_stride,
+    STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr,
+    RANKED: tl.constexpr, INTERLEAVED: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
-    blocks = tl.cdiv(headdim, BLOCK)
-    segment, head = tl.program_id(1), tl.program_id(0) // blocks % heads
-    channels = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    sequence = (tl.program_id(0) // blocks // heads).to(tl.int64)
-    begin, end, first_slot = find_sequence(sequence, bounds, length, STEPS)
-    chunks = tl.cdiv(end - begin, STEPS).to(tl.int32)
-    from_chunk = tl.minimum(segment * segment_chunks, chunks)
-    to_chunk = tl.minimum(from_chunk + segment_chunks, chunks)
+    segment, head, channels, sequence, begin, end, first_slot, from_chunk, to_chunk = find_segment(
+        bounds, length, segment_chunks, heads, headdim, STEPS, BLOCK
+    )
     index = tl.arange(0, ROWS)
     step, ranks = index // RANKS, index % RANKS
     inside = channels < headdim

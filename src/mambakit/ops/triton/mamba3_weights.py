@@ -12,7 +12,8 @@ from torch import Tensor
 from triton.language.extra import libdevice
 
 from mambakit.ops.triton import interpreting
-from mambakit.ops.triton.launch import Kernel
+from mambakit.ops.triton.counting import ceil_div
+from mambakit.ops.triton.launch import Kernel, on_device_of
 
 PI = tl.constexpr(3.141592653589793)
 _BLOCK = 1024
@@ -30,26 +31,14 @@ def forward(
     """
     weights = [torch.empty_like(dt, dtype=torch.float32) for _ in range(4)]  # an operator's results share no memory
     speeds = torch.empty_like(angles, dtype=torch.float32)
-    programs = -(-dt.numel() // _BLOCK)
+    programs = ceil_div(dt.numel(), _BLOCK)
     if programs + angles.numel():
-        _forward[(programs + -(-angles.numel() // _BLOCK),)](
-            dt,
-            dt_bias,
-            A,
-            trap,
-            angles,
-            ends,
-            *weights,
-            speeds,
-            dt.numel(),
-            angles.numel(),
-            programs,
-            dt.shape[1],
-            dt.shape[2],
-            SOFTPLUS=softplus,
-            FAST=not interpreting(),
-            BLOCK=_BLOCK,
-        )
+        with on_device_of(dt):
+            _forward[(programs + ceil_div(angles.numel(), _BLOCK),)](
+                dt, dt_bias, A, trap, angles, ends, *weights, speeds,
+                dt.numel(), angles.numel(), programs, *dt.shape[1:],
+                SOFTPLUS=softplus, FAST=not interpreting(), BLOCK=_BLOCK,
+            )  # fmt: skip
     return (*weights, speeds)
 
 
@@ -65,26 +54,14 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of dt, A, trap and angles, from those of the outputs of `forward`, contiguous or None."""
     found = [torch.empty_like(t) for t in (dt, A, trap, angles)]
-    programs = -(-dt.numel() // _BLOCK)
+    programs = ceil_div(dt.numel(), _BLOCK)
     if programs + angles.numel():
-        _backward[(programs + -(-angles.numel() // _BLOCK),)](
-            dt,
-            dt_bias,
-            A,
-            trap,
-            angles,
-            ends,
-            *grads,
-            *found,
-            dt.numel(),
-            angles.numel(),
-            programs,
-            dt.shape[1],
-            dt.shape[2],
-            SOFTPLUS=softplus,
-            FAST=not interpreting(),
-            BLOCK=_BLOCK,
-        )
+        with on_device_of(dt):
+            _backward[(programs + ceil_div(angles.numel(), _BLOCK),)](
+                dt, dt_bias, A, trap, angles, ends, *grads, *found,
+                dt.numel(), angles.numel(), programs, *dt.shape[1:],
+                SOFTPLUS=softplus, FAST=not interpreting(), BLOCK=_BLOCK,
+            )  # fmt: skip
     return found[0], found[1], found[2], found[3]
 
 
@@ -123,26 +100,10 @@ def _is_last(ends, row, there, length):
 @Kernel
 @triton.jit(do_not_specialize=["size", "angle_size", "programs", "length"])
 def _forward(
-    dt,
-    dt_bias,
-    A,
-    trap,
-    angles,
-    ends,
-    log_decay,
-    scale,
-    own,
-    steps,
-    speeds,
-    size,
-    angle_size,
-    programs,
-    length,
-    heads,
-    SOFTPLUS: tl.constexpr,
-    FAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dt, dt_bias, A, trap, angles, ends, log_decay, scale, own, steps, speeds,
+    size, angle_size, programs, length, heads,
+    SOFTPLUS: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     if program < programs:
         at = program * BLOCK + tl.arange(0, BLOCK)
@@ -165,30 +126,11 @@ def _forward(
 @Kernel
 @triton.jit(do_not_specialize=["size", "angle_size", "programs", "length"])
 def _backward(
-    dt,
-    dt_bias,
-    A,
-    trap,
-    angles,
-    ends,
-    grad_log_decay,
-    grad_scale,
-    grad_own,
-    grad_steps,
-    grad_speeds,
-    grad_dt,
-    grad_A,
-    grad_trap,
-    grad_angles,
-    size,
-    angle_size,
-    programs,
-    length,
-    heads,
-    SOFTPLUS: tl.constexpr,
-    FAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    dt, dt_bias, A, trap, angles, ends, grad_log_decay, grad_scale, grad_own, grad_steps, grad_speeds, grad_dt, grad_A,
+    grad_trap, grad_angles,
+    size, angle_size, programs, length, heads,
+    SOFTPLUS: tl.constexpr, FAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     if program < programs:
         at = program * BLOCK + tl.arange(0, BLOCK)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mambakit.ops.dispatch import accumulation_dtype
 from mambakit.ops.inputs import NormInputs
-from mambakit.ops.triton.launch import Kernel, ceil_div, on_device_of, power_of_two, rows_contiguous, stride_divisor
+from mambakit.ops.triton.counting import ceil_div, power_of_two
+from mambakit.ops.triton.launch import Kernel, on_device_of, rows_contiguous, stride_divisor
 
 ABSENT_GRADIENTS = True  # the norm has no state: `mambakit.ops.operator`
 

@@ -33,7 +33,8 @@ def tables(cu_seqlens: Tensor | None, length: int, size: int, count: int) -> tup
     return (None, None) if cu_seqlens is None else _packed(cu_seqlens, length, size, count)
 
 
-# Of each cu_seqlens seen and alive: its version and length when it was checked, and its tables by segment size.
+# Of each cu_seqlens seen and alive: its version and length when it was checked, and its tables by segment size and by
+# the stream that makes them, for which alone they are there in time.
 _SEEN: "WeakTensorKeyDictionary" = WeakTensorKeyDictionary()
 
 
@@ -48,9 +49,10 @@ def _packed(cu_seqlens: Tensor, length: int, size: int, count: int) -> tuple[Ten
     if known is None or known[0] != state:
         sequence_bounds(1, length, cu_seqlens)
         known = _SEEN[cu_seqlens] = (state, {})
-    if size not in known[1]:
-        known[1][size] = _tables(cu_seqlens, size, count)
-    found: tuple[Tensor, Tensor] = known[1][size]
+    case = (size, torch.cuda.current_stream().cuda_stream if cu_seqlens.is_cuda else None)
+    if case not in known[1]:
+        known[1][case] = _tables(cu_seqlens, size, count)
+    found: tuple[Tensor, Tensor] = known[1][case]
     return found
 
 

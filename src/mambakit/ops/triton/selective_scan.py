@@ -41,7 +41,8 @@ from torch import Tensor
 
 from mambakit.ops.inputs import TRITON_INTERVAL as INTERVAL
 from mambakit.ops.inputs import ScanInputs
-from mambakit.ops.triton.launch import compile_together, on_device_of, power_of_two, rows_contiguous
+from mambakit.ops.triton.counting import power_of_two
+from mambakit.ops.triton.launch import compile_together, on_device_of, rows_contiguous
 from mambakit.ops.triton.segments import tables
 from mambakit.ops.triton.selective_scan_launches import (
     BackwardLaunches,

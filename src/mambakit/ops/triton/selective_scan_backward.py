@@ -180,8 +180,7 @@ def gradients(
     along_bias = tl.zeros([LANES, PAIR], tl.float32)
     u_at = u + aligned(batch * u_batch, FULL) + first_channel
     delta_at = delta + aligned(batch * delta_batch, FULL) + first_channel
-    if GATE:
-        z_at = z + aligned(batch * z_batch, FULL) + first_channel
+    z_at = z + aligned(batch * z_batch, FULL) + first_channel if GATE else u_at
     grad_at = grad_y + aligned(batch * grad_batch, FULL) + first_channel
     row_0 = batch * length
     count = (end - start + STEPS - 1) // STEPS
@@ -192,8 +191,7 @@ def gradients(
         u_first = u_at + block * u_row
         delta_first = delta_at + block * delta_row
         grad_first = grad_at + block * grad_row
-        if GATE:
-            z_first = z_at + block * z_row
+        z_first = z_at + block * z_row if GATE else u_first
         if FETCH > 1:
             _fetch(kept + slot * N * dim + first_channel, dim, N, BLOCK, 1)
             _fetch(rows + (slot * GROUPS + group) * (N * STEPS * 2), BLOCK, N * STEPS * 2 // BLOCK, BLOCK, 1)
@@ -205,28 +203,10 @@ def gradients(
                 _fetch(grad_first - STEPS * grad_row, grad_row, STEPS, BLOCK, 2)
                 if GATE:
                     _fetch(z_first - STEPS * z_row, z_row, STEPS, BLOCK, 2)
-        dt, dtu, dy, opening = (), (), (), ()
-        u_now, delta_now, grad_now = u_first + beside, delta_first + beside, grad_first + beside
-        if GATE:
-            z_now = z_first + beside
-        for i in tl.static_range(STEPS):
-            there = i <= left
-            more = tl.where(i < left, 1, 0)  # a row past the end is the last one again
-            raw = tl.load(delta_now, mask=present, other=0.0)
-            delta_now += more * delta_row
-            dt_i = tl.where(there, step_size(raw, bias, SOFTPLUS), 0.0)
-            dy_i = tl.where(there, tl.load(grad_now, mask=present, other=0.0).to(tl.float32), 0.0)
-            grad_now += more * grad_row
-            if GATE:
-                gate = tl.load(z_now, mask=present, other=0.0).to(tl.float32)
-                z_now += more * z_row
-                on = sigmoid(gate)
-                opening = opening + (dy_i * on * (1.0 + gate * (1.0 - on)),)
-                dy_i *= gate * on
-            dt = dt + (dt_i,)
-            dtu = dtu + (dt_i * tl.load(u_now, mask=present, other=0.0).to(tl.float32),)
-            u_now += more * u_row
-            dy = dy + (dy_i,)
+        dt, dtu, dy, opening = _steps_of_block(
+            u_first + beside, delta_first + beside, grad_first + beside, z_first + beside, u_row, delta_row, grad_row,
+            z_row, bias, left, present, STEPS, SOFTPLUS, GATE,
+        )  # fmt: skip
         y = _zeros(STEPS, PAIR)
         along_B = _zeros(STEPS, PAIR)
         through_A = _zeros(STEPS, PAIR)
@@ -259,29 +239,11 @@ def gradients(
         delta_now = delta_first + final * delta_row + beside
         target = (row_0 + block + final) * dim + first_channel + beside
         du_now, ddelta_now = du + target, ddelta + target
-        if GATE:
-            dz_now = dz + target
-        for i in tl.static_range(STEPS - 1, -1, -1):
-            there = i <= left
-            less = tl.where(there, 1, 0)
-            x = tl.load(u_now, mask=present, other=0.0).to(tl.float32)
-            u_now -= less * u_row
-            ddt = through_A[i] * LN_2 + along_B[i] * x
-            if SOFTPLUS:
-                ddt *= sigmoid(tl.load(delta_now, mask=present, other=0.0).to(tl.float32) + bias)
-                delta_now -= less * delta_row
-            ddt = tl.where(there, ddt, 0.0)
-            tl.store(ddelta_now, ddt.to(ddelta.dtype.element_ty), mask=present & there)
-            ddelta_now -= less * dim
-            along_bias += ddt
-            dx = along_B[i] * dt[i] + skip * dy[i]
-            tl.store(du_now, dx.to(du.dtype.element_ty), mask=present & there)
-            du_now -= less * dim
-            along_D += dy[i] * x
-            if GATE:
-                dgate = opening[i] * (y[i] + skip * x)
-                tl.store(dz_now, dgate.to(dz.dtype.element_ty), mask=present & there)
-                dz_now -= less * dim
+        dz_now = dz + target if GATE else du_now
+        along_D, along_bias = _store_steps(
+            u_now, delta_now, du_now, ddelta_now, dz_now, u_row, delta_row, dim, bias, skip, dt, dy, opening, y,
+            along_B, through_A, along_D, along_bias, left, present, STEPS, SOFTPLUS, GATE,
+        )  # fmt: skip
     if INITIAL:
         if (start == begin) & (start < end):
             for n in range(N):
@@ -291,6 +253,69 @@ def gradients(
         tl.store(sums_at + N * dim + beside, along_D, mask=present)
     if BIAS:
         tl.store(sums_at + (N + 1) * dim + beside, along_bias, mask=present)
+
+
+@triton.jit
+def _steps_of_block(
+    u_now, delta_now, grad_now, z_now, u_row, delta_row, grad_row, z_row, bias, left, present,
+    STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """Of each step of a block: dt, dt u, the gradient of y before the gate, and what that of the gate has beside y.
+
+    `left` is the last step that is there; those after it have neither dt nor a gradient.
+    """
+    dt, dtu, dy, opening = (), (), (), ()
+    for i in tl.static_range(STEPS):
+        there = i <= left
+        more = tl.where(i < left, 1, 0)  # a row past the end is the last one again
+        raw = tl.load(delta_now, mask=present, other=0.0)
+        delta_now += more * delta_row
+        dt_i = tl.where(there, step_size(raw, bias, SOFTPLUS), 0.0)
+        dy_i = tl.where(there, tl.load(grad_now, mask=present, other=0.0).to(tl.float32), 0.0)
+        grad_now += more * grad_row
+        if GATE:
+            gate = tl.load(z_now, mask=present, other=0.0).to(tl.float32)
+            z_now += more * z_row
+            on = sigmoid(gate)
+            opening = opening + (dy_i * on * (1.0 + gate * (1.0 - on)),)
+            dy_i *= gate * on
+        dt = dt + (dt_i,)
+        dtu = dtu + (dt_i * tl.load(u_now, mask=present, other=0.0).to(tl.float32),)
+        u_now += more * u_row
+        dy = dy + (dy_i,)
+    return dt, dtu, dy, opening
+
+
+@triton.jit
+def _store_steps(
+    u_now, delta_now, du_now, ddelta_now, dz_now, u_row, delta_row, dim, bias, skip, dt, dy, opening, y,
+    along_B, through_A, along_D, along_bias, left, present,
+    STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """Store the gradients of u, delta and z of a block from its last step on, from the sums over states; what they add
+    to those of D and the bias."""
+    for i in tl.static_range(STEPS - 1, -1, -1):
+        there = i <= left
+        less = tl.where(there, 1, 0)
+        x = tl.load(u_now, mask=present, other=0.0).to(tl.float32)
+        u_now -= less * u_row
+        ddt = through_A[i] * LN_2 + along_B[i] * x
+        if SOFTPLUS:
+            ddt *= sigmoid(tl.load(delta_now, mask=present, other=0.0).to(tl.float32) + bias)
+            delta_now -= less * delta_row
+        ddt = tl.where(there, ddt, 0.0)
+        tl.store(ddelta_now, ddt.to(ddelta_now.dtype.element_ty), mask=present & there)
+        ddelta_now -= less * dim
+        along_bias += ddt
+        dx = along_B[i] * dt[i] + skip * dy[i]
+        tl.store(du_now, dx.to(du_now.dtype.element_ty), mask=present & there)
+        du_now -= less * dim
+        along_D += dy[i] * x
+        if GATE:
+            dgate = opening[i] * (y[i] + skip * x)
+            tl.store(dz_now, dgate.to(dz_now.dtype.element_ty), mask=present & there)
+            dz_now -= less * dim
+    return along_D, along_bias
 
 
 @triton.jit
@@ -347,64 +372,6 @@ def _fetch(pointer, row_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr, LEVEL: 
     tl.inline_asm_elementwise(
         ASKING + " mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
     )
-
-
-@Kernel
-@triton.jit(do_not_specialize=["length", "size", "each", "slots", "blocks", "pieces"])
-def sum_over_channels(
-    dBC, dB, dC, table, length, size, each, slots, blocks, pieces,
-    N: tl.constexpr, GROUPS: tl.constexpr, STEPS: tl.constexpr, VALUES: tl.constexpr, TOGETHER: tl.constexpr,
-    PACKED: tl.constexpr,
-):  # fmt: skip
-    """Add `dBC` up over the blocks of channels of each group, always in one order, into dB and dC."""
-    group = tl.program_id(0) % GROUPS
-    piece = (tl.program_id(0) // GROUPS) % pieces
-    segment = tl.program_id(0) // GROUPS // pieces
-    batch, sequence, start, end, _, _ = locate(segment, table, length, size, each, PACKED)
-    block = start + piece * STEPS
-    if block < end:
-        slot = (batch * length + block) // STEPS + sequence
-        per_group = blocks // GROUPS
-        value = tl.arange(0, VALUES)
-        which, i, n = value % 2, (value // 2) % STEPS, value // (2 * STEPS)
-        there = n < N
-        at = dBC + ((group * per_group).to(tl.int64) * slots + slot) * (N * 2 * STEPS) + value[None, :]
-        parts = tl.zeros([TOGETHER, VALUES], tl.float32)
-        for first in range(0, per_group, TOGETHER):
-            k = first + tl.arange(0, TOGETHER)
-            parts += tl.load(
-                at + k[:, None].to(tl.int64) * slots * (N * 2 * STEPS),
-                mask=there[None, :] & (k < per_group)[:, None],
-                other=0.0,
-            )
-        total = tl.sum(parts, axis=0)
-        there &= block + i < end
-        target = ((batch * length + block + i) * GROUPS + group) * N + n
-        tl.store(dB + target, total.to(dB.dtype.element_ty), mask=there & (which == 0))
-        tl.store(dC + target, total.to(dC.dtype.element_ty), mask=there & (which == 1))
-
-
-@Kernel
-@triton.jit(do_not_specialize=["count"])
-def sum_over_segments(
-    sums, dA, dD, dbias, count, dim, N: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr
-):  # fmt: skip
-    """Add `sums` (count, N + 2, dim) up over the segments, always in one order, into dA (dim, N), dD and dbias."""
-    n = tl.program_id(1)
-    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([TOGETHER, BLOCK], tl.float32)
-    for first in range(0, count, TOGETHER):
-        segment = first + tl.arange(0, TOGETHER)
-        at = (segment[:, None].to(tl.int64) * (N + 2) + n) * dim + channel[None, :]
-        total += tl.load(sums + at, mask=(segment < count)[:, None] & (channel < dim)[None, :], other=0.0)
-    result = tl.sum(total, axis=0)
-    if n < N:
-        tl.store(dA + channel * N + n, result, mask=channel < dim)
-    elif n == N:
-        if dD is not None:
-            tl.store(dD + channel, result, mask=channel < dim)
-    elif dbias is not None:
-        tl.store(dbias + channel, result, mask=channel < dim)
 
 
 @triton.jit

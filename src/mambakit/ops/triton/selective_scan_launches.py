@@ -17,7 +17,8 @@ from mambakit.ops.inputs import ScanInputs
 from mambakit.ops.triton import selective_scan_backward as kernels_backward
 from mambakit.ops.triton import selective_scan_forward as kernels_forward
 from mambakit.ops.triton import selective_scan_split as kernels_split
-from mambakit.ops.triton.launch import ceil_div, power_of_two
+from mambakit.ops.triton import selective_scan_sums as kernels_sums
+from mambakit.ops.triton.counting import ceil_div, power_of_two
 from mambakit.ops.triton.segments import segment_counts
 from mambakit.ops.triton.selective_scan_step import groups_and_state
 
@@ -127,7 +128,7 @@ class _Launches:
         """Blocks of channels: none spans two groups."""
         return self.layout.groups * ceil_div(self.share, walk.block)
 
-    def numbers(self, walk: Walk) -> tuple[int, ...]:
+    def numbers(self) -> tuple[int, ...]:
         return (self.layout.length, self.layout.dim, self.share, self.size, self.each)
 
     def constants(self, walk: Walk) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class ForwardLaunches(_Launches):
         blocks = self.blocks(walk)
         ahead = {"AHEAD": walk.unroll, "NEAR": plan.near, "ROWS": self.rows(walk.block)}
         self.segment_states = kernels_forward.segment_states.bind(
-            (self.segments * blocks,), *self.numbers(walk), blocks, *u, *delta,
+            (self.segments * blocks,), *self.numbers(), blocks, *u, *delta,
             **self.constants(walk), **ahead, PACKS=layout.packs,
         )  # fmt: skip
         self.carry_states = self.carry(layout.initial, passed=True, reverse=False)
@@ -169,7 +170,7 @@ class ForwardLaunches(_Launches):
         blocks = self.blocks(walk)
         ahead = {"AHEAD": walk.unroll, "NEAR": plan.near, "ROWS": self.rows(walk.block)}
         self.outputs = kernels_forward.outputs.bind(
-            (self.segments * blocks,), *self.numbers(walk), blocks, *u, *delta, *z,
+            (self.segments * blocks,), *self.numbers(), blocks, *u, *delta, *z,
             **self.constants(walk), **ahead, PACKS=layout.packs, INTERVAL=INTERVAL, KEEP=layout.keep,
             WHOLE=self.whole, INITIAL=layout.initial, SKIP=layout.skip, GATE=layout.gate,
         )  # fmt: skip
@@ -203,7 +204,7 @@ class BackwardLaunches(_Launches):
         walk = plan.gradients_before
         blocks = self.blocks(walk)
         self.segment_gradients = kernels_backward.segment_gradients.bind(
-            (self.segments * blocks,), *self.numbers(walk), blocks, *delta_z_grad,
+            (self.segments * blocks,), *self.numbers(), blocks, *delta_z_grad,
             **self.constants(walk), UNROLL=walk.unroll, PACKS=layout.packs, GATE=layout.gate,
         )  # fmt: skip
         self.carry_gradients = self.carry(layout.outer, passed=layout.initial, reverse=True)
@@ -218,18 +219,18 @@ class BackwardLaunches(_Launches):
         self.channel_blocks = self.blocks(walk)
         constants = self.constants(walk)
         self.gradients = kernels_backward.gradients.bind(
-            (self.segments * self.channel_blocks,), *self.numbers(walk), self.slots, self.channel_blocks,
+            (self.segments * self.channel_blocks,), *self.numbers(), self.slots, self.channel_blocks,
             *layout.strides,
             **constants, STEPS=INTERVAL, EVEN=layout.length % INTERVAL == 0 and not layout.packed,
             TOGETHER=walk.unroll, FETCH=FETCHES if constants["FULL"] else 0, WHOLE=self.whole, OUTER=layout.outer,
             INITIAL=layout.initial, SKIP=layout.skip, GATE=layout.gate,
         )  # fmt: skip
-        self.sum_over_channels = kernels_backward.sum_over_channels.bind(
+        self.sum_over_channels = kernels_sums.sum_over_channels.bind(
             (self.segments * layout.groups * pieces,), layout.length, self.size, self.each, self.slots,
             self.channel_blocks, pieces,
             **shared, VALUES=power_of_two(layout.state * 2 * INTERVAL), TOGETHER=8, num_warps=4,
         )  # fmt: skip
-        self.sum_over_segments = kernels_backward.sum_over_segments.bind(
+        self.sum_over_segments = kernels_sums.sum_over_segments.bind(
             (ceil_div(layout.dim, _BLOCK_OF_SUM), layout.state + 2), self.segments, layout.dim,
             N=layout.state, BLOCK=_BLOCK_OF_SUM, TOGETHER=32, num_warps=4,
         )  # fmt: skip

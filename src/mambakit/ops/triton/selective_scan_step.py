@@ -5,7 +5,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.ops.inputs import ScanInputs
-from mambakit.ops.triton.launch import Kernel, ceil_div, power_of_two
+from mambakit.ops.triton.counting import ceil_div, power_of_two
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.selective_scan_steps import LOG2_E, sigmoid, step_size
 
 _ELEMENTS = 1024  # of a state that a program updates: eight of each lane

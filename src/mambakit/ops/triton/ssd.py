@@ -37,7 +37,8 @@ from torch import Tensor
 
 from mambakit.ops.inputs import SsdInputs
 from mambakit.ops.triton.launch import on_device_of, rows_contiguous
-from mambakit.ops.triton.ssd_launches import given_or, launches_of
+from mambakit.ops.triton.ssd_launches import Launches, given_or, launches_of
+from mambakit.ops.triton.ssd_layout import Tables
 from mambakit.ops.triton.ssd_limits import filled
 from mambakit.ops.triton.state_passing import pass_states
 
@@ -67,7 +68,7 @@ def backward(
     inputs: SsdInputs, kept: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor | None, grads: SsdInputs
 ) -> None:
     """Fill `grads`."""
-    if inputs.B.shape[3] == 0 or grad_y.numel() == 0:
+    if grad_y.numel() == 0:
         _without_steps(grad_final_state, grads)
         return
     whole = _in_whole_blocks(inputs)
@@ -123,11 +124,10 @@ def _aligned(tensor: Tensor) -> bool:
 
 
 def _forward(inputs: SsdInputs, y: Tensor, final_state: Tensor, kept_states: Tensor) -> None:
-    inputs = _with_contiguous_rows(inputs)
+    inputs, launches, tables = _as_read(inputs)
     x, dt, A, B, C, D, z, dt_bias, initial, *_ = inputs
+    layout = launches.layout
     with on_device_of(y):
-        launches, tables = launches_of(inputs)
-        layout = launches.layout
         runs = A.new_empty(3, x.shape[2], layout.places)
         if layout.chunks:
             launches.bind("prepare")(dt, A, given_or(dt_bias, A), runs, given_or(tables.chunks, A))
@@ -156,13 +156,14 @@ def _forward(inputs: SsdInputs, y: Tensor, final_state: Tensor, kept_states: Ten
 def _backward(
     inputs: SsdInputs, kept: tuple[Tensor, ...], grad_y: Tensor, ending: Tensor | None, grads: SsdInputs
 ) -> None:
-    inputs = _with_contiguous_rows(inputs)
+    inputs, launches, tables = _as_read(inputs)
     x, dt, A, B, C, D, z, dt_bias, *_ = inputs
+    layout = launches.layout
     heads, states, dy = x.shape[2], kept[0], grad_y.contiguous()
+    if dy.data_ptr() % 16 and dy.dtype != torch.float32:  # `_in_whole_blocks` tells why
+        dy = dy.clone()
     ending = None if ending is None else ending.contiguous()
     with on_device_of(x):
-        launches, tables = launches_of(inputs)
-        layout = launches.layout
         runs = A.new_empty(3, heads, layout.places)
         chunk_table = given_or(tables.chunks, A)
         launches.bind("prepare")(dt, A, given_or(dt_bias, A), runs, chunk_table)
@@ -170,7 +171,7 @@ def _backward(
         if ending is not None or not launches.single:
             state_grads = x.new_empty(layout.chunks, heads, B.shape[3], x.shape[3])
         if state_grads is not None or grads.initial_state is not None:
-            _walk_back(inputs, runs, dy, ending, state_grads, grads.initial_state)
+            _walk_back(inputs, launches, tables, runs, dy, ending, state_grads, grads.initial_state)
 
         has_states = states.shape[0] > 0
         pairs = A.new_empty(launches.splits, layout.chunks, B.shape[2], layout.chunk, layout.chunk)
@@ -199,10 +200,16 @@ def _backward(
 
 
 def _walk_back(
-    inputs: SsdInputs, runs: Tensor, dy: Tensor, ending: Tensor | None, into: Tensor | None, d_initial: Tensor | None
+    inputs: SsdInputs,
+    launches: Launches,
+    tables: Tables,
+    runs: Tensor,
+    dy: Tensor,
+    ending: Tensor | None,
+    into: Tensor | None,
+    d_initial: Tensor | None,
 ) -> None:
     """Fill the gradients of the states after the chunks, and of the initial ones, from those of the final ones."""
-    launches, tables = launches_of(inputs)
     layout, A, C, z = launches.layout, inputs.A, inputs.C, given_or(inputs.z, inputs.x)
     segment_table = given_or(tables.segments, A)
     if layout.segmented:
@@ -220,6 +227,17 @@ def _walk_back(
         keep=into is not None,
     )  # fmt: skip
     walk(dy, C, z, runs, given_or(ending, A), given_or(d_initial, A), A, given_or(into, A), segment_table)
+
+
+def _as_read(inputs: SsdInputs) -> tuple[SsdInputs, Launches, Tables]:
+    """The inputs as the kernels read them, and how these are launched."""
+    inputs = _with_contiguous_rows(inputs)
+    launches, tables = launches_of(inputs)
+    if launches.far_apart:
+        x, B, C = (t.contiguous() for t in (inputs.x, inputs.B, inputs.C))
+        inputs = inputs._replace(x=x, B=B, C=C, z=None if inputs.z is None else inputs.z.contiguous())
+        launches, tables = launches_of(inputs)
+    return inputs, launches, tables
 
 
 def _with_contiguous_rows(inputs: SsdInputs) -> SsdInputs:

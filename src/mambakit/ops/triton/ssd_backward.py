@@ -29,9 +29,9 @@ import triton
 import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
-from mambakit.ops.triton.ssd_forward import product, rounded, scores_of, silu
+from mambakit.ops.triton.ssd_forward import product, rounded, rows_at, scores_of, silu
 from mambakit.ops.triton.ssd_layout import chunk_place
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 _RUN_TIME = ["length", "chunks_of_sequence", "chunks", "heads", "splits", "heads_of_program"]
 
@@ -39,60 +39,13 @@ _RUN_TIME = ["length", "chunks_of_sequence", "chunks", "heads", "splits", "heads
 @Kernel
 @triton.jit(do_not_specialize=[*_RUN_TIME, "x_batch", "B_batch", "C_batch", "z_batch"])
 def chunk_gradients(
-    x,
-    B,
-    C,
-    z,
-    D,
-    dy,
-    runs,
-    states,
-    state_grads,
-    dx,
-    dpairs,
-    dz,
-    dD,
-    steps,
-    through,
-    table,
-    x_batch,
-    x_row,
-    x_head,
-    B_batch,
-    B_row,
-    B_group,
-    C_batch,
-    C_row,
-    C_group,
-    z_batch,
-    z_row,
-    z_head,
-    D_head,
-    D_row,
-    length,
-    chunks_of_sequence,
-    chunks,
-    heads,
-    headdim,
-    state,
-    share,
-    splits,
-    heads_of_program,
-    BLOCKS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PIECE: tl.constexpr,
-    HAS_Z: tl.constexpr,
-    HAS_D: tl.constexpr,
-    HAS_STATES: tl.constexpr,
-    HAS_STATE_GRADS: tl.constexpr,
-    FINE: tl.constexpr,
-    PACKED: tl.constexpr,
-    ALIGN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    x, B, C, z, D, dy, runs, states, state_grads, dx, dpairs, dz, dD, steps, through, table,
+    x_batch, x_row, x_head, B_batch, B_row, B_group, C_batch, C_row, C_group, z_batch, z_row, z_head, D_head, D_row,
+    length, chunks_of_sequence, chunks, heads, headdim, state, share, splits, heads_of_program,
+    BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_D: tl.constexpr, HAS_STATES: tl.constexpr, HAS_STATE_GRADS: tl.constexpr,
+    FINE: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Fill dx, dz, the sums of dt_j R_ji over each program's heads: dpairs (splits, chunks, groups, CHUNK, CHUNK), and
     for each chunk what it adds to dD (chunks, heads, headdim).
 
@@ -103,19 +56,17 @@ def chunk_gradients(
     rows: what is split for tf32 overflows the registers otherwise.
     """
     groups = heads // share
-    part = tl.program_id(0) % (groups * splits)
-    group, split = part // splits, part % splits
-    chunk = (tl.program_id(0) // (groups * splits)).to(tl.int64)
+    group, split, chunk = _place_of_heads(groups, splits)
     batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
     step = tl.arange(0, CHUNK)
     n = tl.arange(0, BLOCK_N)
     rows, sequence = start.to(tl.int64), batch.to(tl.int64)
     in_rows, in_n = step < end - start, n < state
     in_B = in_rows[:, None] & in_n[None, :]
-    B_at = B + tl.multiple_of(sequence * B_batch + rows * B_row, ALIGN) + group * B_group
-    C_at = C + tl.multiple_of(sequence * C_batch + rows * C_row, ALIGN) + group * C_group
-    x_base = x + tl.multiple_of(sequence * x_batch + rows * x_row, ALIGN)
-    z_base = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN)
+    B_at = rows_at(B, sequence, rows, B_batch, B_row, ALIGN) + group * B_group
+    C_at = rows_at(C, sequence, rows, C_batch, C_row, ALIGN) + group * C_group
+    x_base = rows_at(x, sequence, rows, x_batch, x_row, ALIGN)
+    z_base = rows_at(z, sequence, rows, z_batch, z_row, ALIGN)
     dy_base = (sequence * length + rows) * heads * headdim
     chunks_wide = chunks.to(tl.int64)
     whole = chunks_wide * heads
@@ -134,12 +85,7 @@ def chunk_gradients(
     end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
     for head in tl.range(first, end_head, num_stages=STAGES):
         place = (chunks_wide * head + chunk) * CHUNK
-        coarse = tl.load(runs + place + step)
-        last_coarse = tl.load(runs + place + CHUNK - 1)
-        fine, last_fine = coarse, last_coarse
-        if FINE:
-            fine = tl.load(runs + whole * CHUNK + place + step)
-            last_fine = tl.load(runs + whole * CHUNK + place + CHUNK - 1)
+        coarse, fine, last_coarse, last_fine = load_runs(runs, place, whole * CHUNK, step, CHUNK, FINE)
         dt = tl.load(runs + 2 * whole * CHUNK + place + step)
         decay = decay_between(coarse[None, :], coarse[:, None], fine[None, :], fine[:, None], FINE)
         decay = tl.where(later, decay, 0.0)
@@ -236,63 +182,27 @@ def chunk_gradients(
 @Kernel
 @triton.jit(do_not_specialize=[*_RUN_TIME, "v_batch", "k_batch", "z_batch", "pair_splits", "all_rows"])
 def key_gradients(
-    v,
-    keys,
-    z,
-    runs,
-    states,
-    dpairs,
-    dkeys,
-    table,
-    v_batch,
-    v_row,
-    v_head,
-    k_batch,
-    k_row,
-    k_group,
-    z_batch,
-    z_row,
-    z_head,
-    length,
-    chunks_of_sequence,
-    chunks,
-    heads,
-    headdim,
-    state,
-    share,
-    splits,
-    heads_of_program,
-    all_rows,
-    pair_splits,
-    BLOCKS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SOURCE: tl.constexpr,
-    HAS_Z: tl.constexpr,
-    HAS_STATES: tl.constexpr,
-    FINE: tl.constexpr,
-    PACKED: tl.constexpr,
-    ALIGN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    v, keys, z, runs, states, dpairs, dkeys, table,
+    v_batch, v_row, v_head, k_batch, k_row, k_group, z_batch, z_row, z_head, length, chunks_of_sequence, chunks, heads,
+    headdim, state, share, splits, heads_of_program, all_rows, pair_splits,
+    BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, SOURCE: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_STATES: tl.constexpr, FINE: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Fill what each program adds to dB (SOURCE: v is x, keys is C, states are their gradients) or dC (dy, B, states).
 
     dkeys is (splits, batch * length, groups, state); the first of the splits gets what dpairs give.
     """
     groups = heads // share
-    part = tl.program_id(0) % (groups * splits)
-    group, split = part // splits, part % splits
-    chunk = (tl.program_id(0) // (groups * splits)).to(tl.int64)
+    group, split, chunk = _place_of_heads(groups, splits)
     batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
     step = tl.arange(0, CHUNK)
     n = tl.arange(0, BLOCK_N)
     rows, sequence = start.to(tl.int64), batch.to(tl.int64)
     in_rows, in_n = step < end - start, n < state
     in_keys = in_rows[:, None] & in_n[None, :]
-    v_base = v + tl.multiple_of(sequence * v_batch + rows * v_row, ALIGN)
-    z_base = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN)
+    v_base = rows_at(v, sequence, rows, v_batch, v_row, ALIGN)
+    z_base = rows_at(z, sequence, rows, z_batch, z_row, ALIGN)
     chunks_wide = chunks.to(tl.int64)
     whole = chunks_wide * heads
 
@@ -332,7 +242,7 @@ def key_gradients(
         pairs_at = dpairs + (chunk * groups + group) * CHUNK * CHUNK + step[:, None] * CHUNK + step[None, :]
         for k in range(pair_splits):
             pairs += tl.load(pairs_at + chunks_wide * k * groups * CHUNK * CHUNK)
-        k_at = keys + tl.multiple_of(sequence * k_batch + rows * k_row, ALIGN) + group * k_group
+        k_at = rows_at(keys, sequence, rows, k_batch, k_row, ALIGN) + group * k_group
         ks = tl.load(k_at + step[:, None] * k_row + n[None, :], mask=in_keys, other=0.0)
         narrow = rounded(pairs, ks, PRECISION)
         if SOURCE:
@@ -342,6 +252,13 @@ def key_gradients(
     target = ((all_rows.to(tl.int64) * split + sequence * length + rows) * groups + group) * state
     target = target + step[:, None] * (groups * state) + n[None, :]
     tl.store(dkeys + target, found, mask=in_keys)
+
+
+@triton.jit
+def _place_of_heads(groups, splits):
+    """The group of the heads that a program takes, which part of it they are, and the chunk."""
+    part = tl.program_id(0) % (groups * splits)
+    return part // splits, part % splits, (tl.program_id(0) // (groups * splits)).to(tl.int64)
 
 
 @Kernel

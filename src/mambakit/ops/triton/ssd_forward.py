@@ -15,7 +15,7 @@ import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.ssd_layout import segment_place
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start
+from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 _RUN_TIME = ["length", "chunks_of_sequence", "segments_of_sequence", "chunks_of_segment", "chunks", "heads", "blocks"]
 
@@ -57,82 +57,76 @@ def scores_of(
     return found
 
 
+@triton.jit
+def _read_in_pieces(
+    C, C_row, kept, p, in_rows, in_p, state, headdim,
+    CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The product of C and a state kept in memory, (CHUNK, BLOCK_P), in pieces of the state."""
+    step = tl.arange(0, CHUNK)
+    found = tl.zeros([CHUNK, BLOCK_P], tl.float32)
+    for at in tl.range(0, BLOCK_N, PIECE):
+        m = at + tl.arange(0, PIECE)
+        in_piece = in_rows[:, None] & (m < state)[None, :]
+        in_rows_of_S = (m < state)[:, None] & in_p[None, :]
+        C_piece = tl.load(C + step[:, None] * C_row + m[None, :], mask=in_piece, other=0.0)
+        S_piece = tl.load(kept + m[:, None] * headdim + p[None, :], mask=in_rows_of_S, other=0.0)
+        found = product(C_piece, S_piece, found, PRECISION)
+    return found
+
+
+@triton.jit
+def rows_at(pointer, sequence, row, batch_stride, row_stride, ALIGN: tl.constexpr):
+    """Where a row of a sequence begins; its offset is a multiple of ALIGN."""
+    return pointer + tl.multiple_of(sequence * batch_stride + row * row_stride, ALIGN)
+
+
+@triton.jit
+def _place_of_walk(
+    table, heads, blocks, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment,
+    CHUNK: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The head, the block of its headdim and the segment that a program walks along; then of the segment the sequence
+    of the batch, the first step, the end and the first chunk."""
+    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
+    block, segment = rest % blocks, rest // blocks
+    batch, start, end, chunk = segment_place(
+        table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
+    )
+    return head, block, segment, batch, start, end, chunk
+
+
 @Kernel
 @triton.jit(do_not_specialize=[*_RUN_TIME, "x_batch", "B_batch", "C_batch", "z_batch"])
 def walk_outputs(
-    x,
-    B,
-    C,
-    z,
-    D,
-    runs,
-    initial,
-    y,
-    final,
-    kept,
-    table,
-    x_batch,
-    x_row,
-    x_head,
-    B_batch,
-    B_row,
-    B_group,
-    C_batch,
-    C_row,
-    C_group,
-    z_batch,
-    z_row,
-    z_head,
-    D_head,
-    D_row,
-    length,
-    chunks_of_sequence,
-    segments_of_sequence,
-    chunks_of_segment,
-    chunks,
-    heads,
-    headdim,
-    state,
-    share,
-    blocks,
-    CHUNK: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PIECE: tl.constexpr,
-    HAS_Z: tl.constexpr,
-    HAS_D: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
-    WRITE_FINAL: tl.constexpr,
-    KEEP: tl.constexpr,
-    FINE: tl.constexpr,
-    PACKED: tl.constexpr,
-    ALIGN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    x, B, C, z, D, runs, initial, y, final, kept, table,
+    x_batch, x_row, x_head, B_batch, B_row, B_group, C_batch, C_row, C_group, z_batch, z_row, z_head, D_head, D_row,
+    length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, chunks, heads, headdim, state, share, blocks,
+    CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr, HAS_Z: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_INITIAL: tl.constexpr, WRITE_FINAL: tl.constexpr, KEEP: tl.constexpr, FINE: tl.constexpr,
+    PACKED: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Fill y over a segment, and the state after it; with KEEP also the states before its chunks.
 
     In pieces of PIECE rows the states are read back from kept, which without KEEP has a place for every segment.
 
     initial and final are (segments, heads, headdim, state), kept is (chunks, heads, state, headdim) in the dtype of x.
     """
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    block, segment = rest % blocks, rest // blocks
-    batch, start, end, chunk = segment_place(
-        table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
+    head, block, segment, batch, start, end, chunk = _place_of_walk(
+        table, heads, blocks, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
     )
     group = head // share
     step = tl.arange(0, CHUNK)
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
     rows, sequence, chunk = start.to(tl.int64), batch.to(tl.int64), chunk.to(tl.int64)
-    x_at = x + tl.multiple_of(sequence * x_batch + rows * x_row, ALIGN) + head * x_head
+    x_at = rows_at(x, sequence, rows, x_batch, x_row, ALIGN) + head * x_head
     x_inner = step[:, None] * x_row + p[None, :]
-    z_at = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN) + head * z_head
+    z_at = rows_at(z, sequence, rows, z_batch, z_row, ALIGN) + head * z_head
     z_inner = step[:, None] * z_row + p[None, :]
-    B_at = B + tl.multiple_of(sequence * B_batch + rows * B_row, ALIGN) + group * B_group
+    B_at = rows_at(B, sequence, rows, B_batch, B_row, ALIGN) + group * B_group
     B_inner = step[:, None] * B_row + n[None, :]
-    C_at = C + tl.multiple_of(sequence * C_batch + rows * C_row, ALIGN) + group * C_group
+    C_at = rows_at(C, sequence, rows, C_batch, C_row, ALIGN) + group * C_group
     C_inner = step[:, None] * C_row + n[None, :]
     y_row = heads * headdim
     y_at = y + ((sequence * length + rows) * heads + head) * headdim
@@ -161,12 +155,7 @@ def walk_outputs(
         Bs = tl.load(B_at + t * B_row + B_inner, mask=in_B, other=0.0)
         if PIECE >= BLOCK_N:
             Cs = tl.load(C_at + t * C_row + C_inner, mask=in_B, other=0.0)
-        coarse = tl.load(runs_at + t + step)
-        last_coarse = tl.load(runs_at + t + CHUNK - 1)
-        fine, last_fine = coarse, last_coarse
-        if FINE:
-            fine = tl.load(runs_at + whole + t + step)
-            last_fine = tl.load(runs_at + whole + t + CHUNK - 1)
+        coarse, fine, last_coarse, last_fine = load_runs(runs_at, t, whole, step, CHUNK, FINE)
         dt = tl.load(runs_at + 2 * whole + t + step)
         narrow = rounded(S, xs, PRECISION)
         keep_at = kept + ((number if KEEP else segment.to(tl.int64)) * heads + head) * headdim * state
@@ -185,14 +174,9 @@ def walk_outputs(
         decay = decay_between(coarse[:, None], coarse[None, :], fine[:, None], fine[None, :], FINE)
         scores = rounded(tl.where(earlier, scores * decay * dt[None, :], 0.0), xs, PRECISION)
         if PIECE < BLOCK_N:
-            out = tl.zeros([CHUNK, BLOCK_P], tl.float32)
-            for at in tl.range(0, BLOCK_N, PIECE):
-                m = at + tl.arange(0, PIECE)
-                in_piece = in_rows[:, None] & (m < state)[None, :]
-                in_rows_of_S = (m < state)[:, None] & in_p[None, :]
-                C_piece = tl.load(C_now + step[:, None] * C_row + m[None, :], mask=in_piece, other=0.0)
-                S_piece = tl.load(keep_at + m[:, None] * headdim + p[None, :], mask=in_rows_of_S, other=0.0)
-                out = product(C_piece, S_piece, out, PRECISION)
+            out = _read_in_pieces(
+                C_now, C_row, keep_at, p, in_rows, in_p, state, headdim, CHUNK, BLOCK_P, BLOCK_N, PIECE, PRECISION
+            )
         else:
             out = product(Cs, narrow, None, PRECISION)
         out *= decay_from_start(coarse, fine, FINE)[:, None]
@@ -214,69 +198,31 @@ def walk_outputs(
 @Kernel
 @triton.jit(do_not_specialize=[*_RUN_TIME, "v_batch", "k_batch", "z_batch"])
 def walk_states(
-    v,
-    keys,
-    z,
-    runs,
-    initial,
-    final,
-    factors,
-    kept,
-    table,
-    v_batch,
-    v_row,
-    v_head,
-    k_batch,
-    k_row,
-    k_group,
-    z_batch,
-    z_row,
-    z_head,
-    length,
-    chunks_of_sequence,
-    segments_of_sequence,
-    chunks_of_segment,
-    chunks,
-    heads,
-    headdim,
-    state,
-    share,
-    blocks,
-    CHUNK: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    REVERSE: tl.constexpr,
-    HAS_Z: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
-    WRITE_FINAL: tl.constexpr,
-    WRITE_FACTOR: tl.constexpr,
-    KEEP: tl.constexpr,
-    FINE: tl.constexpr,
-    PACKED: tl.constexpr,
-    ALIGN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    v, keys, z, runs, initial, final, factors, kept, table,
+    v_batch, v_row, v_head, k_batch, k_row, k_group, z_batch, z_row, z_head, length, chunks_of_sequence,
+    segments_of_sequence, chunks_of_segment, chunks, heads, headdim, state, share, blocks,
+    CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, REVERSE: tl.constexpr, HAS_Z: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, WRITE_FINAL: tl.constexpr, WRITE_FACTOR: tl.constexpr, KEEP: tl.constexpr,
+    FINE: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Walk a segment: x and B forward, or with REVERSE dy (gated by z) and C backward.
 
     Fills final (segments, heads, headdim, state), factors (segments, heads): the decay over the segment, and kept
     (chunks, heads, state, headdim): the state met at each chunk, before it (with REVERSE, the gradient after it).
     """
-    head, rest = tl.program_id(0) % heads, tl.program_id(0) // heads
-    block, segment = rest % blocks, rest // blocks
-    batch, start, end, chunk = segment_place(
-        table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
+    head, block, segment, batch, start, end, chunk = _place_of_walk(
+        table, heads, blocks, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment, CHUNK, PACKED
     )
     group = head // share
     step = tl.arange(0, CHUNK)
     p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     n = tl.arange(0, BLOCK_N)
     rows, sequence, chunk = start.to(tl.int64), batch.to(tl.int64), chunk.to(tl.int64)
-    v_at = v + tl.multiple_of(sequence * v_batch + rows * v_row, ALIGN) + head * v_head
+    v_at = rows_at(v, sequence, rows, v_batch, v_row, ALIGN) + head * v_head
     v_inner = step[:, None] * v_row + p[None, :]
-    z_at = z + tl.multiple_of(sequence * z_batch + rows * z_row, ALIGN) + head * z_head
+    z_at = rows_at(z, sequence, rows, z_batch, z_row, ALIGN) + head * z_head
     z_inner = step[:, None] * z_row + p[None, :]
-    k_at = keys + tl.multiple_of(sequence * k_batch + rows * k_row, ALIGN) + group * k_group
+    k_at = rows_at(keys, sequence, rows, k_batch, k_row, ALIGN) + group * k_group
     k_inner = step[:, None] * k_row + n[None, :]
     runs_at = runs + (head * chunks.to(tl.int64) + chunk) * CHUNK
     whole = heads.to(tl.int64) * chunks * CHUNK
@@ -299,12 +245,7 @@ def walk_states(
         in_v = in_rows[:, None] & in_p[None, :]
         vs = tl.load(v_at + t * v_row + v_inner, mask=in_v, other=0.0)
         ks = tl.load(k_at + t * k_row + k_inner, mask=in_rows[:, None] & in_n[None, :], other=0.0)
-        coarse = tl.load(runs_at + t + step)
-        last_coarse = tl.load(runs_at + t + CHUNK - 1)
-        fine, last_fine = coarse, last_coarse
-        if FINE:
-            fine = tl.load(runs_at + whole + t + step)
-            last_fine = tl.load(runs_at + whole + t + CHUNK - 1)
+        coarse, fine, last_coarse, last_fine = load_runs(runs_at, t, whole, step, CHUNK, FINE)
         if KEEP:
             keep_at = kept + (number * heads + head) * headdim * state
             tl.store(keep_at + kept_values, S, mask=in_n[:, None] & in_p[None, :])

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mambakit.ops.inputs import SsdInputs
 from mambakit.ops.triton import interpreting
-from mambakit.ops.triton.launch import ceil_div, float32_products, power_of_two, processors_of
+from mambakit.ops.triton.counting import ceil_div, power_of_two
+from mambakit.ops.triton.launch import LARGEST, float32_products, processors_of
 from mambakit.ops.triton.ssd_backward import chunk_gradients, key_gradients, sum_splits
 from mambakit.ops.triton.ssd_forward import walk_outputs, walk_states
 from mambakit.ops.triton.ssd_layout import NO_TABLES, Layout, Tables, cut, cut_pack
@@ -88,7 +89,6 @@ class Shape(NamedTuple):
     gate: bool
     skip: bool
     bias: bool
-    initial: bool
     x_strides: tuple[int, ...]  # this and the next three over batch, length, and heads or groups
     B_strides: tuple[int, ...]
     C_strides: tuple[int, ...]
@@ -101,7 +101,7 @@ class Shape(NamedTuple):
 
 def shape_of(inputs: SsdInputs) -> Shape:
     """The shape of inputs with contiguous rows."""
-    x, dt, _, B, C, D, z, dt_bias, initial_state, cu_seqlens, softplus, dt_min, dt_max, _ = inputs
+    x, dt, _, B, C, D, z, dt_bias, _, cu_seqlens, softplus, dt_min, dt_max, _ = inputs
     batch, length, heads, headdim = x.shape
     _, _, groups, state = B.shape
     return Shape(
@@ -112,7 +112,6 @@ def shape_of(inputs: SsdInputs) -> Shape:
         gate=z is not None,
         skip=D is not None,
         bias=dt_bias is not None,
-        initial=initial_state is not None,
         x_strides=x.stride()[:3],
         B_strides=B.stride()[:3],
         C_strides=C.stride()[:3],
@@ -164,6 +163,8 @@ class Launches:
         self.in_pieces = self.piece < self.block_state  # states then pass through memory, also where none is kept
         strides = (*shape.x_strides, *shape.B_strides, *shape.C_strides, *shape.z_strides)
         self.aligned = all(stride % 16 == 0 for stride in strides)
+        per_head = (*shape.x_strides[2:], *shape.B_strides[2:], *shape.C_strides[2:], *shape.z_strides[2:])
+        self.far_apart = max(per_head) * shape.heads > LARGEST  # for kernels that count heads in 32 bits
         self.dy_strides = (shape.length * shape.heads * shape.headdim, shape.heads * shape.headdim, shape.headdim)
         self.share = shape.heads // shape.groups
         self.splits, self.heads_of_program = _split(
@@ -191,7 +192,7 @@ class Launches:
     def _constants(self, block: int) -> dict[str, Any]:
         return {
             "CHUNK": self.layout.chunk, "BLOCK_P": block, "BLOCK_N": self.block_state, "FINE": self.fine,
-            "PACKED": self.shape.packed, "ALIGN": 16 if self.aligned else 1, "PRECISION": self.shape.precision,
+            "ALIGN": 16 if self.aligned else 1, "PRECISION": self.shape.precision,
         }  # fmt: skip
 
     def _over_steps(self, kernel: Any) -> Callable[..., None]:
@@ -215,9 +216,9 @@ class Launches:
         return walk_outputs.bind(
             (shape.heads * blocks * layout.segments,), *shape.x_strides, *shape.B_strides, *shape.C_strides,
             *shape.z_strides, *shape.D_strides, *self._walk_numbers(blocks),
-            **self._constants(config.block_outputs), PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip,
-            HAS_INITIAL=initial, WRITE_FINAL=not layout.segmented, KEEP=keep, STAGES=config.stages_outputs,
-            num_warps=config.warps_outputs,
+            **self._constants(config.block_outputs), PACKED=shape.packed, PIECE=self.piece, HAS_Z=shape.gate,
+            HAS_D=shape.skip, HAS_INITIAL=initial, WRITE_FINAL=not layout.segmented, KEEP=keep,
+            STAGES=config.stages_outputs, num_warps=config.warps_outputs,
         )  # fmt: skip
 
     def _single_outputs(self) -> Callable[..., None]:
@@ -239,8 +240,9 @@ class Launches:
             constants["ALIGN"] = 1
         return walk_states.bind(
             (shape.heads * blocks * layout.segments,), *strides, *shape.z_strides, *self._walk_numbers(blocks),
-            **constants, REVERSE=reverse, HAS_Z=reverse and shape.gate, HAS_INITIAL=initial, WRITE_FINAL=final,
-            WRITE_FACTOR=factors, KEEP=keep, STAGES=config.stages_states, num_warps=config.warps_states,
+            **constants, PACKED=shape.packed, REVERSE=reverse, HAS_Z=reverse and shape.gate, HAS_INITIAL=initial,
+            WRITE_FINAL=final, WRITE_FACTOR=factors, KEEP=keep, STAGES=config.stages_states,
+            num_warps=config.warps_states,
         )  # fmt: skip
 
     def _gradients(self, states: bool, state_grads: bool) -> Callable[..., None]:
@@ -249,8 +251,8 @@ class Launches:
             (shape.groups * self.splits * layout.chunks,), *shape.x_strides, *shape.B_strides, *shape.C_strides,
             *shape.z_strides, *shape.D_strides, *self._numbers(), self.splits, self.heads_of_program,
             **self._constants(config.block_gradients), BLOCKS=ceil_div(shape.headdim, config.block_gradients),
-            PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip, HAS_STATES=states, HAS_STATE_GRADS=state_grads,
-            STAGES=config.stages_gradients, num_warps=config.warps_gradients,
+            PACKED=shape.packed, PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip, HAS_STATES=states,
+            HAS_STATE_GRADS=state_grads, STAGES=config.stages_gradients, num_warps=config.warps_gradients,
         )  # fmt: skip
 
     def _keys(self, source: bool, states: bool) -> Callable[..., None]:
@@ -262,7 +264,7 @@ class Launches:
         return key_gradients.bind(
             (shape.groups * self.splits * layout.chunks,), *strides, *shape.z_strides, *self._numbers(), self.splits,
             self.heads_of_program, shape.batch * shape.length, self.splits,
-            **constants, BLOCKS=ceil_div(shape.headdim, config.block_keys), SOURCE=source,
+            **constants, BLOCKS=ceil_div(shape.headdim, config.block_keys), PACKED=shape.packed, SOURCE=source,
             HAS_Z=shape.gate and not source, HAS_STATES=states, STAGES=config.stages_keys, num_warps=config.warps_keys,
         )  # fmt: skip
 

@@ -117,15 +117,9 @@ def chunk_place(table, chunk, length, chunks_of_sequence, CHUNK: tl.constexpr, P
 
 @triton.jit
 def segment_place(
-    table,
-    segment,
-    length,
-    chunks_of_sequence,
-    segments_of_sequence,
-    chunks_of_segment,
-    CHUNK: tl.constexpr,
-    PACKED: tl.constexpr,
-):
+    table, segment, length, chunks_of_sequence, segments_of_sequence, chunks_of_segment,
+    CHUNK: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
     """The sequence of the batch, the first step, the end and the first chunk of a segment."""
     if PACKED:
         batch = segment * 0

@@ -3,6 +3,7 @@
 import torch
 
 from mambakit.ops.triton import interpreting
+from mambakit.ops.triton.counting import ceil_div, power_of_two
 
 _BLOCK = 64  # numbers of a row, or rows, of a state that a program takes
 GREATEST_CHUNK = 64  # steps, half of it in float32: what the registers hold of the products of a chunk
@@ -14,8 +15,8 @@ def refusal(dtype: torch.dtype, state: int) -> str | None:
     """Why the kernels don't take activations of `dtype` with `state` numbers in a row of the state; None if they do."""
     if dtype == torch.float64:
         return "the GPU's ssd works in float32 and half precision, not in float64"
-    if state > GREATEST_STATE:
-        return f"the GPU's ssd takes states of at most {GREATEST_STATE}, and this is {state}"
+    if not 0 < state <= GREATEST_STATE:
+        return f"the GPU's ssd takes states of 1 to {GREATEST_STATE}, and this is {state}"
     return None
 
 
@@ -34,12 +35,9 @@ def filled(headdim: int, state: int, dtype: torch.dtype) -> tuple[int, int]:
     """
     if dtype == torch.float32:
         return headdim, state
-    block = width = 16 if interpreting() else _BLOCK
-    while block < _BLOCK and block < headdim:
-        block *= 2
-    while width < state:
-        width *= 2
-    return (headdim + block - 1) // block * block, width
+    least = 16 if interpreting() else _BLOCK
+    block = min(power_of_two(headdim, least), _BLOCK)
+    return ceil_div(headdim, block) * block, power_of_two(state, least)
 
 
 def kept_chunks(batch: int, length: int, sequences: int | None, chunk: int, initial: bool) -> int:
@@ -51,4 +49,4 @@ def kept_chunks(batch: int, length: int, sequences: int | None, chunk: int, init
         return length // chunk + sequences
     if length <= chunk and not initial:
         return 0
-    return batch * ((length + chunk - 1) // chunk)
+    return batch * ceil_div(length, chunk)

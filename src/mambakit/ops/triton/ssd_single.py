@@ -10,52 +10,19 @@ import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.ssd_forward import product, rounded, scores_of, silu
-from mambakit.ops.triton.ssd_steps import decay_between
+from mambakit.ops.triton.ssd_steps import decay_between, load_runs
 
 
 @Kernel
 @triton.jit(do_not_specialize=["length", "chunks", "heads", "x_batch", "B_batch", "C_batch", "z_batch"])
 def single_outputs(
-    x,
-    B,
-    C,
-    z,
-    D,
-    runs,
-    y,
-    final,
-    x_batch,
-    x_row,
-    x_head,
-    B_batch,
-    B_row,
-    B_group,
-    C_batch,
-    C_row,
-    C_group,
-    z_batch,
-    z_row,
-    z_head,
-    D_head,
-    D_row,
-    length,
-    chunks,
-    heads,
-    headdim,
-    state,
-    share,
-    BLOCKS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PIECE: tl.constexpr,
-    HAS_Z: tl.constexpr,
-    HAS_D: tl.constexpr,
-    FINE: tl.constexpr,
-    PACKED: tl.constexpr,
-    ALIGN: tl.constexpr,
+    x, B, C, z, D, runs, y, final,
+    x_batch, x_row, x_head, B_batch, B_row, B_group, C_batch, C_row, C_group, z_batch, z_row, z_head, D_head, D_row,
+    length, chunks, heads, headdim, state, share,
+    BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_D: tl.constexpr, FINE: tl.constexpr, ALIGN: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Fill y and final (batch, heads, headdim, state); the sequences of the batch are as many chunks."""
     head, sequence = tl.program_id(0) % heads, (tl.program_id(0) // heads).to(tl.int64)
     group = head // share
@@ -71,12 +38,7 @@ def single_outputs(
     runs_at = runs + (head * chunks.to(tl.int64) + sequence) * CHUNK
     whole = heads.to(tl.int64) * chunks * CHUNK
 
-    coarse = tl.load(runs_at + step)
-    last_coarse = tl.load(runs_at + CHUNK - 1)
-    fine, last_fine = coarse, last_coarse
-    if FINE:
-        fine = tl.load(runs_at + whole + step)
-        last_fine = tl.load(runs_at + whole + CHUNK - 1)
+    coarse, fine, last_coarse, last_fine = load_runs(runs_at, 0, whole, step, CHUNK, FINE)
     dt = tl.load(runs_at + 2 * whole + step)
     scores = scores_of(C_at, C_row, B_at, B_row, in_rows, state, CHUNK, BLOCK_N, PIECE, PRECISION)
     decay = decay_between(coarse[:, None], coarse[None, :], fine[:, None], fine[None, :], FINE)

@@ -40,6 +40,18 @@ def decay_from_start(coarse, fine, FINE: tl.constexpr):
 
 
 @triton.jit
+def load_runs(runs, place, field, step, STEPS: tl.constexpr, FINE: tl.constexpr):
+    """Of the chunk and head at `place`: the sums up to each row's step and to the last, each in two parts."""
+    coarse = tl.load(runs + place + step)
+    last_coarse = tl.load(runs + place + STEPS - 1)
+    fine, last_fine = coarse, last_coarse
+    if FINE:
+        fine = tl.load(runs + field + place + step)
+        last_fine = tl.load(runs + field + place + STEPS - 1)
+    return coarse, fine, last_coarse, last_fine
+
+
+@triton.jit
 def softplus(v):
     """log(1 + exp(v)), exact also where exp(v) is tiny beside one."""
     u = tl.exp(-tl.abs(v))
@@ -51,27 +63,11 @@ def softplus(v):
 @Kernel
 @triton.jit(do_not_specialize=["dt_batch", "dt_row", "length", "chunks_of_sequence", "chunks", "heads"])
 def prepare_steps(
-    dt,
-    A,
-    dt_bias,
-    runs,
-    table,
-    dt_batch,
-    dt_row,
-    dt_head,
-    length,
-    chunks_of_sequence,
-    chunks,
-    heads,
-    CHUNK: tl.constexpr,
-    HEADS: tl.constexpr,
-    FINE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PACKED: tl.constexpr,
-    DT_MIN: tl.constexpr,
-    DT_MAX: tl.constexpr,
-):
+    dt, A, dt_bias, runs, table,
+    dt_batch, dt_row, dt_head, length, chunks_of_sequence, chunks, heads,
+    CHUNK: tl.constexpr, HEADS: tl.constexpr, FINE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PACKED: tl.constexpr, DT_MIN: tl.constexpr, DT_MAX: tl.constexpr,
+):  # fmt: skip
     """Fill runs (3, heads, places): coarse sums, fine sums, and dt as it enters; zero steps fill a chunk cut short.
 
     Without FINE the first is the whole sum and the second is not written: half precision has no use for more.
@@ -81,11 +77,8 @@ def prepare_steps(
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     step = tl.arange(0, CHUNK)
     there = head < heads
-    base = dt + batch.to(tl.int64) * dt_batch + start.to(tl.int64) * dt_row
     inside = (step[:, None] < end - start) & there[None, :]
-    raw = tl.load(base + step[:, None] * dt_row + head[None, :] * dt_head, mask=inside, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        raw += tl.load(dt_bias + head, mask=there, other=0.0)[None, :]
+    raw = _raw_steps(dt, dt_bias, batch, start, step, head, inside, there, dt_batch, dt_row, dt_head, HAS_BIAS)
     wide = softplus(raw) if SOFTPLUS else raw
     taken = tl.minimum(tl.maximum(wide, DT_MIN), DT_MAX)
     taken = tl.where(inside, tl.where(wide == wide, taken, wide), 0.0)
@@ -108,32 +101,11 @@ def prepare_steps(
 @Kernel
 @triton.jit(do_not_specialize=["dt_batch", "dt_row", "length", "chunks_of_sequence", "chunks", "heads"])
 def finish_steps(
-    dt,
-    A,
-    dt_bias,
-    runs,
-    steps,
-    through,
-    ddt,
-    dA,
-    ddt_bias,
-    table,
-    dt_batch,
-    dt_row,
-    dt_head,
-    length,
-    chunks_of_sequence,
-    chunks,
-    heads,
-    CHUNK: tl.constexpr,
-    HEADS: tl.constexpr,
-    FINE: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PACKED: tl.constexpr,
-    DT_MIN: tl.constexpr,
-    DT_MAX: tl.constexpr,
-):
+    dt, A, dt_bias, runs, steps, through, ddt, dA, ddt_bias, table,
+    dt_batch, dt_row, dt_head, length, chunks_of_sequence, chunks, heads,
+    CHUNK: tl.constexpr, HEADS: tl.constexpr, FINE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PACKED: tl.constexpr, DT_MIN: tl.constexpr, DT_MAX: tl.constexpr,
+):  # fmt: skip
     """Fill ddt (batch, length, heads), and of every chunk what it adds to dA and ddt_bias (chunks, heads).
 
     `steps` is (4, heads, places): across, dscale, sent and within; `through` is (heads, chunks).
@@ -156,10 +128,7 @@ def finish_steps(
     if FINE:
         da += tl.load(steps + 3 * whole * CHUNK + place, mask=inside, other=0.0)
 
-    source = dt + batch.to(tl.int64) * dt_batch + start.to(tl.int64) * dt_row
-    raw = tl.load(source + step[:, None] * dt_row + head[None, :] * dt_head, mask=inside, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        raw += tl.load(dt_bias + head, mask=there, other=0.0)[None, :]
+    raw = _raw_steps(dt, dt_bias, batch, start, step, head, inside, there, dt_batch, dt_row, dt_head, HAS_BIAS)
     wide = softplus(raw) if SOFTPLUS else raw
     found = s + da * tl.load(A + head, mask=there, other=0.0)[None, :]
     if SOFTPLUS:
@@ -174,23 +143,25 @@ def finish_steps(
         tl.store(ddt_bias + part, tl.sum(found, 0), mask=there)
 
 
+@triton.jit
+def _raw_steps(
+    dt, dt_bias, batch, start, step, head, inside, there, dt_batch, dt_row, dt_head, HAS_BIAS: tl.constexpr
+):  # fmt: skip
+    """dt of a chunk and several heads with its bias, (steps, heads), before all else."""
+    base = dt + batch.to(tl.int64) * dt_batch + start.to(tl.int64) * dt_row
+    raw = tl.load(base + step[:, None] * dt_row + head[None, :] * dt_head, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        raw += tl.load(dt_bias + head, mask=there, other=0.0)[None, :]
+    return raw
+
+
 @Kernel
 @triton.jit(do_not_specialize=["chunks"])
 def sum_chunks(
-    dA_parts,
-    bias_parts,
-    dD_parts,
-    dA,
-    ddt_bias,
-    dD,
-    chunks,
-    heads,
-    headdim,
-    HAS_BIAS: tl.constexpr,
-    HAS_D: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+    dA_parts, bias_parts, dD_parts, dA, ddt_bias, dD,
+    chunks, heads, headdim,
+    HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """Sum over the chunks, in a fixed order, what each adds to dA, ddt_bias (heads,) and dD (heads, headdim).
 
     A program takes COLUMNS numbers: the first programs of dA, the next of ddt_bias, the rest of dD.

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mambakit.ops.triton.counting import ceil_div
 from mambakit.ops.triton.launch import Kernel
 
 _BLOCK = 256  # numbers of a state to a program
@@ -55,49 +56,29 @@ def pass_states(
     if sequences == 0 or heads == 0 or values == 0:
         return
     absent = factors
-    _pass_states[(-(-values // _BLOCK), heads, sequences)](
-        parts,
-        factors,
-        absent if start is None else start,
-        absent if end is None else end,
-        absent if first_part is None else first_part,
-        count // sequences,
-        heads,
-        values,
-        HAS_START=start is not None,
-        HAS_END=end is not None,
-        PACKED=first_part is not None,
-        REVERSE=reverse,
-        BLOCK=_BLOCK,
-        num_warps=2,
-    )
+    _pass_states[(sequences, heads, ceil_div(values, _BLOCK))](
+        parts, factors, absent if start is None else start, absent if end is None else end,
+        absent if first_part is None else first_part, count // sequences, heads, values,
+        HAS_START=start is not None, HAS_END=end is not None, PACKED=first_part is not None, REVERSE=reverse,
+        BLOCK=_BLOCK, num_warps=2,
+    )  # fmt: skip
 
 
 @Kernel
 @triton.jit(do_not_specialize=["count"])
 def _pass_states(
-    parts,
-    factors,
-    start,
-    end,
-    first_part,
-    count,
-    heads,
-    values,
-    HAS_START: tl.constexpr,
-    HAS_END: tl.constexpr,
-    PACKED: tl.constexpr,
-    REVERSE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    parts, factors, start, end, first_part,
+    count, heads, values,
+    HAS_START: tl.constexpr, HAS_END: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One program: a block of the numbers of a head's state, over the parts of a sequence."""
-    head, sequence = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    head, sequence = tl.program_id(1), tl.program_id(0).to(tl.int64)
     if PACKED:
         first = tl.load(first_part + sequence).to(tl.int64)
         count = (tl.load(first_part + sequence + 1) - first).to(tl.int32)
     else:
         first = sequence * count
-    value = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     inside = value < values
     whole = (sequence * heads + head) * values
     state = tl.zeros([BLOCK], tl.float32)
