@@ -15,7 +15,8 @@
 #if defined(_MSC_VER) && !defined(__clang__) && !defined(MAMBAKIT_PLAIN_VECTORS)
 #define MAMBAKIT_PLAIN_VECTORS
 #endif
-#if defined(_MSC_VER) && !defined(__clang__)
+#ifdef MAMBAKIT_INLINE  // as the build defines it
+#elif defined(_MSC_VER) && !defined(__clang__)
 #define MAMBAKIT_INLINE __forceinline
 #else
 #define MAMBAKIT_INLINE inline __attribute__((always_inline))

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -14,6 +12,7 @@ import torch
 from benchmarks.gpu_case import OURS, Case, Ceilings, Contender, Floor
 from benchmarks.gpu_report import markdown, print_errors, print_result, print_times, title
 from rich.console import Console
+from tests.warm_processes import run_module
 
 from benchmarks import gpu, gpu_timing
 
@@ -116,7 +115,7 @@ def test_cases_name_ours_and_their_rivals() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("module", ["benchmarks.gpu", "benchmarks.gpu_parallel"])
 def test_without_a_gpu_one_line_says_so(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, timeout=100)
+    done = run_module(module, cwd=None, environment=os.environ)
     assert done.returncode == 1
     assert done.stdout == ""
     assert "CUDA GPU" in done.stderr

@@ -3,11 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.warm_processes import run_module
 
 from benchmarks import prices
 from mambakit.forecast.backtest import Backtest
@@ -17,14 +17,8 @@ TINY = ["--epochs", "1", "--d-model", "4", "--layers", "1", "--workers", "1", "-
 
 
 def benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.forecasts", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return run_module("benchmarks.forecasts", *map(str, arguments), cwd=None, environment=environment)
 
 
 @pytest.mark.slow

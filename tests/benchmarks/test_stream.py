@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from benchmarks.stream import Trained, _verdicts
+from tests.warm_processes import run_module
 
 from benchmarks import stream_latency, stream_proxy
 from mambakit.stream import PredictionModel
@@ -19,15 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(module, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    return run_module(module, *map(str, arguments), cwd=ROOT, environment={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def test_every_kind_is_trained_and_every_promise_judged(tmp_path):

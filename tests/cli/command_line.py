@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.warm_processes import run_module
+
 SMALL = ["--days", "430", "--epochs", "1", "--d-model", "4", "--layers", "1"]
 
 
@@ -17,10 +19,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "ACCELERATE_USE_CPU": "true"}
 
 
-def mambakit(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `mambakit ARGUMENTS` to its end."""
+def mambakit(
+    *arguments: object, cwd: Path | None = None, fresh: bool = False, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `mambakit ARGUMENTS` to its end, if `fresh` in a process that begins from nothing."""
+    given = environment() | variables
+    if not fresh:
+        return run_module("mambakit.cli", *map(str, arguments), cwd=cwd, environment=given)
     return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=240
+        command(*arguments), cwd=cwd, env=given, capture_output=True, text=True, check=False, timeout=240
     )
 
 

@@ -11,4 +11,4 @@ from tests.cli.command_line import SMALL, mambakit
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A folder with small models of two symbols, and what the training printed."""
     models = tmp_path_factory.mktemp("trained") / "models"
-    return models, mambakit("forecast", "train", "--symbols", "aapl,GOOGL", *SMALL, "--out", models)
+    return models, mambakit("forecast", "train", "--symbols", "aapl,GOOGL", *SMALL, "--out", models, fresh=True)

@@ -9,7 +9,7 @@ from mambakit.cli import app
 
 
 def test_version_is_the_packages() -> None:
-    done = mambakit("--version")
+    done = mambakit("--version", fresh=True)
     assert (done.returncode, done.stdout) == (0, f"mambakit {__version__}\n")
 
 

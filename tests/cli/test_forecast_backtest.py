@@ -22,7 +22,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
     """A small backtest of two symbols, and what it printed."""
     where = tmp_path_factory.mktemp("walked")
     arguments = ["forecast", "backtest", "--symbols", "aapl,IBM", *SMALL, "--days", "520", *WALK]
-    return where, mambakit(*arguments, cwd=where)
+    return where, mambakit(*arguments, cwd=where, fresh=True)
 
 
 def test_a_backtest_prints_scores_summary_and_criteria(walked) -> None:

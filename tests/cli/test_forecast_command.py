@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -114,14 +115,10 @@ def test_a_second_training_is_the_next_version(trained: Trained, tmp_path: Path)
 
 
 def test_two_trainings_at_once_store_two_versions(tmp_path: Path) -> None:
-    arguments = command("forecast", "train", "--symbols", "IBM", *SMALL, "--out", tmp_path, "--quiet")
-    running = [
-        subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
+    arguments = ("forecast", "train", "--symbols", "IBM", *SMALL, "--out", tmp_path, "--quiet")
+    with ThreadPoolExecutor() as both:
+        for done in both.map(lambda _: mambakit(*arguments), range(2)):
+            assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "IBM").iterdir()} == {"v1", "v2", "aliases.json"}
     for version in ("v1", "v2"):
         verify_folder(tmp_path / "IBM" / version)
@@ -345,20 +342,12 @@ def test_two_processes_train_one_version_as_one_process_does(tmp_path: Path) -> 
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    running = [
-        subprocess.Popen(
-            command(*train, tmp_path / "two"),
-            env=environment() | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    outputs = [process.communicate(timeout=240) for process in running]
-    assert [process.returncode for process in running] == [0, 0], outputs
-    assert "Verdict" in outputs[0][0]
-    assert outputs[1][0] == ""
+    ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    with ThreadPoolExecutor() as both:
+        done = list(both.map(lambda rank: mambakit(*train, tmp_path / "two", **rank), ranks))
+    assert [process.returncode for process in done] == [0, 0], done
+    assert "Verdict" in done[0].stdout
+    assert done[1].stdout == ""
     assert {path.name for path in (tmp_path / "two" / "IBM").iterdir()} == {"v1", "aliases.json"}
     assert mambakit(*train, tmp_path / "one", "-q").returncode == 0
     two, one = (load_file(tmp_path / run / "IBM" / "v1" / "model.safetensors") for run in ("two", "one"))

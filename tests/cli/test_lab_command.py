@@ -14,7 +14,7 @@ TINY = [
 
 
 def test_a_run_trains_every_seed_and_says_where_it_is_recorded(tmp_path: Path) -> None:
-    done = mambakit("lab", "run", "composite", *TINY, "--seeds", "3,4", "--out", tmp_path / "out")
+    done = mambakit("lab", "run", "composite", *TINY, "--seeds", "3,4", "--out", tmp_path / "out", fresh=True)
     assert done.returncode == 0, done.stderr
     assert f"recorded in {tmp_path / 'out'}" in done.stdout
     assert "composite standard: step 4/4" in done.stderr

@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text, a model of it, and what training printed."""
     folder = tmp_path_factory.mktemp("lm")
     (folder / "text.txt").write_text(LINE * 200)
-    done = mambakit("lm", "train", "--data", "text.txt", *SMALL, "--epochs", 6, cwd=folder)
+    done = mambakit("lm", "train", "--data", "text.txt", *SMALL, "--epochs", 6, cwd=folder, fresh=True)
     assert done.returncode == 0, done.stderr
     (folder / "train.txt").write_text(done.stdout)
     return folder

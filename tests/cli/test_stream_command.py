@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         assert done.returncode == 0, done.stderr
         (folder / f"{name}.txt").write_text(done.stdout)
-    done = mambakit("stream", "train", "--data", "train.parquet", *SMALL, cwd=folder)
+    done = mambakit("stream", "train", "--data", "train.parquet", *SMALL, cwd=folder, fresh=True)
     assert done.returncode == 0, done.stderr
     (folder / "train.txt").write_text(done.stdout)
     return folder

@@ -1,15 +1,15 @@
 """Every command that a page shows exists, with the options and the values it is shown with."""
 
+import os
 import re
 import shlex
-import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import typer.main
 from tests.docs.pages import PAGES, ROOT, blocks, name
+from tests.warm_processes import run_module
 
 from mambakit.cli import app
 
@@ -69,9 +69,7 @@ def test_a_module_has_the_options_it_is_shown_with(line: str) -> None:
 
 @lru_cache
 def help_of(module: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_module(module, "--help", cwd=ROOT, environment=os.environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -8,13 +8,12 @@ import io
 import os
 import re
 import shlex
-import subprocess
-import sys
 import tokenize
 from pathlib import Path
 
 import pytest
 from tests.docs.pages import PAGES, Block, blocks, is_translation, name, original
+from tests.warm_processes import run_code, run_module
 
 README = "README.md"  # has a test of its own, tests/test_readme.py
 WITH_PYTHON = [
@@ -29,18 +28,10 @@ WITH_PYTHON = [
 def test_the_python_of_a_page_runs_in_its_order(page: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for command in re.findall(r"<!-- before: mambakit (.*) -->", page.read_text(encoding="utf-8")):
-        subprocess.run(
-            [sys.executable, "-m", "mambakit.cli", *shlex.split(command)], cwd=tmp_path, env=environment, check=True
-        )
+        done = run_module("mambakit.cli", *shlex.split(command), cwd=tmp_path, environment=environment)
+        assert done.returncode == 0, done.stderr
     code = "\n".join(block.text for block in blocks(page) if block.language == "python")
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_code(code, cwd=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
 
 

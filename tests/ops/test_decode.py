@@ -99,13 +99,16 @@ BLOCKS: dict[str, Any] = {
 
 
 @pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
-@pytest.mark.parametrize("rows", [1, 3, 20])
+# With few rows a product takes an output a program, several with more rows, and tiles with many (and outputs).
+@pytest.mark.parametrize(("rows", "chosen"), [(1, {}), (3, {"_LEAST_PROGRAMS": 4}), (20, {"_NARROW": 0})])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", BLOCKS)
 @torch.no_grad()
 def test_a_step_of_a_block_is_what_its_modules_give(
-    name: str, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: torch.dtype, rows: int, chosen: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for limit, value in chosen.items():
+        monkeypatch.setattr(f"mambakit.ops.triton.decode_linear.{limit}", value)
     mixer = BLOCKS[name]()
     block = Block(mixer, mixer.d_model, d_intermediate=6)
     for parameter in block.parameters():

@@ -19,12 +19,14 @@ import torch
 spec = importlib.util.spec_from_file_location("mambakit._native", sys.argv[1])
 native = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(native)
+native.use_instruction_set(sys.argv[2])
 sys.modules["mambakit._native"] = native
 import mambakit
 mambakit._native = native
 import pytest
 keep = "(cpu or instruction or ensemble) and not opcheck"
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", keep, *sys.argv[2:]]))
+failed = pytest.main(["-q", "-x", "-s", "-p", "no:cacheprovider", "-k", keep, *sys.argv[3:]])
+sys.exit(failed or native.instruction_set() != sys.argv[2])
 """
 
 
@@ -37,31 +39,37 @@ def _runtime(name: str) -> str | None:
     return str(path) if path.is_absolute() and path.exists() else None
 
 
+def _tools() -> dict[str, str]:
+    """The environment, with the programs beside this Python first."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def extension() -> Path:
+    """The extension with x86-64-v3 as it is, and x86-64-v2 with arrays in place of the compiler's vector types."""
+    if _runtime("libasan.so") is None:
+        pytest.skip("the compiler has no AddressSanitizer library")
+    build = ROOT / "build" / "sanitize"
+    configure = [
+        *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
+        "-DMAMBAKIT_SANITIZE=ON",
+        "-DMAMBAKIT_PLAIN_VECTORS=x86_64_v2",
+        "-DMAMBAKIT_INSTRUCTION_SETS=x86_64_v2;x86_64_v3",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    ]
+    for command in (configure, ["cmake", "--build", str(build)]):
+        done = subprocess.run(command, env=_tools(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    (library,) = build.glob("_native*.so")
+    return library
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="preloads the sanitizer's library, as Linux does")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86-64 instruction sets")
-@pytest.mark.parametrize(("isa", "plain_vectors"), [("x86_64_v3", "OFF"), ("x86_64_v2", "ON")])
-def test_kernels_run_clean_under_the_sanitizers(isa: str, plain_vectors: str) -> None:
-    address = _runtime("libasan.so")
-    if address is None:
-        pytest.skip("the compiler has no AddressSanitizer library")
-    build = ROOT / "build" / f"sanitize-{isa}"
-    configure = [
-        *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
-        *(
-            "-DMAMBAKIT_SANITIZE=ON",
-            f"-DMAMBAKIT_PLAIN_VECTORS={plain_vectors}",
-            f"-DMAMBAKIT_INSTRUCTION_SETS={isa}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-        ),
-    ]
-    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for command in (configure, ["cmake", "--build", str(build)]):
-        done = subprocess.run(command, env={**os.environ, **path}, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    (extension,) = build.glob("_native*.so")
-
-    preload = f"{address} {_runtime('libstdc++.so') or ''}"
+@pytest.mark.parametrize("isa", ["x86-64-v3", "x86-64-v2"])
+def test_kernels_run_clean_under_the_sanitizers(extension: Path, isa: str) -> None:
+    preload = f"{_runtime('libasan.so')} {_runtime('libstdc++.so') or ''}"
     options = {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     kernels = (
         "ops/test_selective_scan",
@@ -73,9 +81,9 @@ def test_kernels_run_clean_under_the_sanitizers(isa: str, plain_vectors: str) ->
     )
     files = [str(ROOT / "tests" / f"{name}.py") for name in kernels]
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(extension), *files],
+        [sys.executable, "-c", RUN, str(extension), isa, *files],
         cwd=ROOT,
-        env={**os.environ, **path, **options},
+        env={**_tools(), **options},
         capture_output=True,
         text=True,
         check=False,

@@ -133,7 +133,7 @@ def _draw_skill(axes: Axes, trained: "TrainedForecaster") -> None:
     axes.set_xticks(range(len(horizons)), [f"{horizon}d" for horizon in horizons])
     axes.set_ylabel("R² against the random walk")
     axes.set_title("Skill on returns, with ±2 standard errors", loc="left")
-    axes.legend(frameon=False, fontsize=9, ncols=2)
+    axes.legend(loc="best", frameon=False, fontsize=9, ncols=2)
 
 
 def _draw_course(axes: Axes, trained: "TrainedForecaster") -> None:
@@ -153,7 +153,7 @@ def _draw_course(axes: Axes, trained: "TrainedForecaster") -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     axes.set_ylabel("share of its CRPS saved")
     axes.set_title("CRPS saved against the ewma walk, summed up over time", loc="left")
-    axes.legend(frameon=False, fontsize=9, ncols=2, title="rising: Mamba is better", title_fontsize=9)
+    axes.legend(loc="best", frameon=False, fontsize=9, ncols=2, title="rising: Mamba is better", title_fontsize=9)
 
 
 def _draw_calibration(axes: Axes, trained: "TrainedForecaster") -> None:
@@ -174,7 +174,7 @@ def _draw_calibration(axes: Axes, trained: "TrainedForecaster") -> None:
     axes.set_xlabel("forecast probability")
     axes.set_ylabel("share of returns below the quantile")
     axes.set_title("Calibration of the quantiles", loc="left")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="best", frameon=False, fontsize=9)
 
 
 def _draw_training(axes: Axes, trained: "TrainedForecaster") -> None:
@@ -196,7 +196,7 @@ def _draw_training(axes: Axes, trained: "TrainedForecaster") -> None:
     axes.set_ylabel("loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("Training", loc="left")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="best", frameon=False, fontsize=9)
 
 
 def _at_level(quantiles: np.ndarray, level: float) -> np.ndarray:

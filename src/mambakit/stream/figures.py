@@ -34,7 +34,7 @@ def draw_targets(scores: Mapping[str, Sequence[float]], names: Sequence[str], me
     axes.set_xlabel("target")
     axes.set_ylabel(METRIC_NAMES[metric])
     axes.set_title("Score of each target", loc="left")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="best", frameon=False, fontsize=9)
     _save(figure, axes, path)
 
 
@@ -46,7 +46,7 @@ def draw_steps(scores: Mapping[str, np.ndarray], steps: np.ndarray, metric: Metr
     axes.set_xlabel("step in the sequence")
     axes.set_ylabel(METRIC_NAMES[metric])
     axes.set_title("Score along the sequence: what the carried state is worth", loc="left")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="best", frameon=False, fontsize=9)
     _save(figure, axes, path)
 
 
@@ -64,7 +64,7 @@ def draw_learning(histories: Sequence[Sequence[Mapping[str, Any]]], path: Path) 
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
     axes.set_title("Learning curves: validation (solid) and training (dotted)", loc="left")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(loc="best", frameon=False, fontsize=9)
     _save(figure, axes, path)
 
 
