@@ -148,7 +148,7 @@ def test_gpu_agrees_with_the_reference(backend: str, dtype: torch.dtype, shape: 
 
 
 @pytest.mark.parametrize("backend", TRITON)
-@pytest.mark.parametrize("lengths", [[], [0], [5, 0, 33, 16], [300, 20]])
+@pytest.mark.parametrize("lengths", [[], [0], [5, 0, 33, 16], [270, 3]])
 def test_packed_sequences_on_the_gpu_give_what_separate_ones_give(backend: str, lengths: list[int]) -> None:
     bounds = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()], dtype=torch.int32)
     tensors = make(1, sum(lengths), 2, sequences=len(lengths), groups=2)
@@ -157,12 +157,12 @@ def test_packed_sequences_on_the_gpu_give_what_separate_ones_give(backend: str, 
 
 @pytest.mark.parametrize("backend", TRITON)
 def test_segments_of_a_long_sequence_hand_their_state_on(backend: str) -> None:
-    assert_backend_agrees(scan, make(1, 400, 1, groups=1), backend, torch.float32)  # 25 chunks: more than one segment
+    assert_backend_agrees(scan, make(1, 270, 1, groups=1), backend, torch.float32)  # 17 chunks: three segments
 
 
 @pytest.mark.parametrize("backend", TRITON)
 def test_gpu_gives_the_same_bits_each_time(backend: str) -> None:
-    tensors = leaves_of(make(1, 90, 6, groups=2, dtype=torch.bfloat16))
+    tensors = leaves_of(make(1, 60, 4, groups=2, dtype=torch.bfloat16))
     found = []
     for _ in range(2):
         outputs = scan(**tensors, backend=backend)
@@ -239,7 +239,7 @@ def test_backend_agrees_at_any_shape(
 @pytest.mark.parametrize("chunk_size", [1, 7, 45, 1000, None])
 def test_chunk_size_does_not_change_the_result(backend: str, chunk_size: int | None) -> None:
     operation = functools.partial(ssd, dt_softplus=True, return_final_state=True, chunk_size=chunk_size)
-    assert_backend_agrees(operation, make(groups=2), backend, torch.float32)
+    assert_backend_agrees(operation, make(1, heads=4, groups=2), backend, torch.float32)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -253,7 +253,7 @@ def test_packed_sequences_give_what_separate_ones_give(backend: str, lengths: li
 
 @pytest.mark.parametrize("backend", EVERYWHERE)
 def test_strided_and_transposed_inputs_are_read_where_they_lie(backend: str) -> None:
-    batch, length, heads, headdim, state = 2, 40, 6, 4, 3
+    batch, length, heads, headdim, state = 2, 40, 2, 4, 3
     tensors = make(batch, length, heads, headdim, state)
     tensors["x"], tensors["z"] = torch.randn(batch, length, heads, 2 * headdim).chunk(2, dim=-1)
     tensors["dt"] = torch.randn(batch, heads, length).transpose(1, 2)
@@ -281,7 +281,7 @@ def test_gradients_pass_gradcheck(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", EVERYWHERE)
 def test_gradient_of_the_final_state_alone(backend: str) -> None:
-    tensors = leaves_of(make())
+    tensors = leaves_of(make(heads=2))
     grads = {}
     for name in (backend, "reference"):
         _, h = scan(**tensors, backend=name)
@@ -293,7 +293,7 @@ def test_gradient_of_the_final_state_alone(backend: str) -> None:
 @pytest.mark.parametrize("backend", EVERYWHERE)
 @pytest.mark.parametrize("step", [0.0, 1e-8, 1.0, 1e3, 1e30])
 def test_extreme_steps_stay_finite(backend: str, step: float) -> None:
-    tensors = make(optional=False)
+    tensors = make(1, optional=False)
     tensors["x"] = torch.full_like(tensors["x"], 1e-3)
     tensors["dt"] = torch.full_like(tensors["dt"], step)
     tensors["A"] = -torch.logspace(-6, 10, 6)  # with the largest step, a decay of exp(-inf)
@@ -316,8 +316,8 @@ def test_small_decays_after_a_step_that_forgets_keep_their_digits(backend: str) 
 
 @pytest.mark.parametrize("backend", EVERYWHERE)
 def test_a_growing_state_agrees_where_it_does_not_overflow(backend: str) -> None:
-    tensors = make()
-    tensors["A"] = torch.full((6,), 0.05)
+    tensors = make(1, heads=2)
+    tensors["A"] = torch.full((2,), 0.05)
     assert_backend_agrees(scan, tensors, backend, torch.float32)
 
 
@@ -409,7 +409,7 @@ def test_activations_of_mixed_dtypes_are_promoted() -> None:
 
 
 def test_operator_passes_opcheck() -> None:
-    t = make(length=5)
+    t = make(length=5, heads=2)
     leaves = [None if x is None else x.requires_grad_() for x in t.values()]
     settings = (True, 0.0, math.inf, 4, True)  # a chunk size that leaves no slot of the kept states unused
     for backend in EVERYWHERE:
