@@ -39,15 +39,15 @@ def test_a_symbol_that_cannot_be_used_is_named_in_the_end_and_stops_no_other(tmp
 
 @pytest.mark.slow
 def test_the_models_do_not_depend_on_how_many_are_trained_at_once(tmp_path: Path) -> None:
-    source = prices(tmp_path / "prices", "AA", "BB", "CC")
+    source = prices(tmp_path / "prices", "AA", "BB")
     weights = {}
-    for parallel in (1, 3):
+    for parallel in (1, 2):
         out = tmp_path / str(parallel)
         done = mambakit(
             "forecast",
             "train",
             "--symbols",
-            "AA,BB,CC",
+            "AA,BB",
             "--source",
             source,
             *SMALL,
@@ -58,10 +58,10 @@ def test_the_models_do_not_depend_on_how_many_are_trained_at_once(tmp_path: Path
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
-        weights[parallel] = {name: load_file(out / name / "v1" / "model.safetensors") for name in ("AA", "BB", "CC")}
+        weights[parallel] = {name: load_file(out / name / "v1" / "model.safetensors") for name in ("AA", "BB")}
     for name, first in weights[1].items():
         for key, value in first.items():
-            np.testing.assert_array_equal(value.numpy(), weights[3][name][key].numpy(), err_msg=f"{name} {key}")
+            np.testing.assert_array_equal(value.numpy(), weights[2][name][key].numpy(), err_msg=f"{name} {key}")
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_killing_the_command_ends_its_processes_and_resuming_finishes_every_symb
     source = prices(tmp_path / "prices", "AA", "BB")
     arguments = [
         *("forecast", "train", "--symbols", "AA,BB", "--source", source, "--out", tmp_path / "m"),
-        *("--d-model", "8", "--layers", "1", "--epochs", "400", "--patience", "400", "--parallel", "2"),
+        *("--d-model", "8", "--layers", "1", "--epochs", "120", "--patience", "120", "--parallel", "2"),
     ]
     running = subprocess.Popen(
         command(*arguments), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
