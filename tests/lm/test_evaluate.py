@@ -24,7 +24,7 @@ def test_every_token_but_a_document_s_first_is_predicted_from_all_before_it(chun
     nats = 0.0
     for text in TEXTS:
         ids = torch.tensor([[*text.encode(), 256]])
-        nats += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        nats += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
     assert found.nats == pytest.approx(nats, rel=1e-5)
     assert found.tokens == found.text_bytes == sum(len(text.encode()) for text in TEXTS)
     assert found.perplexity == pytest.approx(math.exp(nats / found.tokens), rel=1e-5)

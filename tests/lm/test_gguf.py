@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Metadata and, widened to float32, tensors."""
     reader = gguf.GGUFReader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
-    tensors = {t.name: torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type)) for t in reader.tensors}
+    tensors = {t.name: torch.tensor(gguf.quants.dequantize(t.data, t.tensor_type)) for t in reader.tensors}
     return fields, tensors
 
 
