@@ -1,5 +1,7 @@
 """A written file at work, held against the layer that it was written from."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +9,30 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from tests.nn.mixers import MIXERS
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from mambakit.export import onnx
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the [onnx] extra is not installed")
 pytest.importorskip("onnxscript", reason="the [onnx] extra is not installed")
 
 # The hybrid stands for an attention, an S4D and a Backbone as well.
 EXPORTED = ["mamba", "mamba2", "mamba2 without norm", "mamba3 with norm", "mamba3 mimo", "s4d", "hybrid with mlp"]
+Written = Callable[[str], tuple[nn.Module, Path]]
+
+
+def writer(tmp_path_factory: pytest.TempPathFactory, *, step: bool) -> Written:
+    """A function that gives a layer of a name, and its file, written once."""
+
+    @cache
+    def write(name: str) -> tuple[nn.Module, Path]:
+        layer, path = MIXERS[name]().float(), tmp_path_factory.mktemp("onnx") / "layer.onnx"
+        onnx(layer, path, step=step)
+        return layer, path
+
+    return write
 
 
 class Session:

@@ -1,32 +1,20 @@
 """ONNX files of the sequence form: onnxruntime gives what every mixer gives; and what can't be written."""
 
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from tests.export.session import EXPORTED, Session, assert_same
+from tests.export.session import EXPORTED, Session, Written, assert_same, writer
 from tests.nn.mixers import MIXERS, WIDTH
 from torch import nn
 
 from mambakit.export import onnx
 from mambakit.nn import Bidirectional, Mamba, Mamba2
 
-Written = Callable[[str], tuple[nn.Module, Path]]
-
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """A layer of a name, and its file."""
-
-    @cache
-    def write(name: str) -> tuple[nn.Module, Path]:
-        layer, path = MIXERS[name]().float(), tmp_path_factory.mktemp("onnx") / "layer.onnx"
-        onnx(layer, path)
-        return layer, path
-
-    return write
+    return writer(tmp_path_factory, step=False)
 
 
 @pytest.mark.slow
