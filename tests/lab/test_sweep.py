@@ -133,7 +133,8 @@ def test_a_run_that_fails_is_told_at_the_end_and_the_others_are_made(tmp_path: P
 def test_processes_and_ray_leave_what_one_process_leaves(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     file = python_file(tmp_path, grid())
-    for name, options in {"one": {}, "two": {"workers": 2}, "ray": {"engine": "ray"}}.items():
+    engines = {"one": {}, "two": {"workers": 2}, "ray": {"engine": "ray", "address": "local"}}
+    for name, options in engines.items():
         sweep(file, tmp_path / name, device="cpu", quiet=True, **options)  # type: ignore[arg-type]
     one, two, ray = (made(tmp_path / name) for name in ("one", "two", "ray"))
     assert list(one) == list(two) == list(ray)

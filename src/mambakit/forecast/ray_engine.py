@@ -18,8 +18,7 @@ class RayEngine:
     """Jobs as Ray tasks, a core (and share of a GPU) each.
 
     Args:
-        address: of a running cluster, such as "auto" or "ray://host:10001"; None starts Ray on this machine, or joins
-            what RAY_ADDRESS names.
+        address: of `ray_cluster`: that of a running cluster, "local", or None.
         num_gpus: share of a GPU that a task gets to itself.
         retries: how often a task is started again whose node or process was lost.
     """

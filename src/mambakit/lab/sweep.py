@@ -99,7 +99,7 @@ def sweep(
             stream each where they share a GPU.
         together: the most points that one run trains; None for all of one shape on a GPU, and one on a CPU, where they
             would only take turns.
-        address, gpus: of a Ray cluster (None starts Ray here), and the share of a GPU that a run gets there.
+        address, gpus: as of `ray_cluster`, and the share of a GPU that a run gets there.
         device, capture, tf32, quiet: of `lab.run.run`.
         minutes: that all of it may take; what would not end in them is put aside, and the same sweep goes on with it.
         say: gets a line for every run that ends.

@@ -15,8 +15,8 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
     """The module ray, connected; what was connected here is let go of at the end.
 
     Args:
-        address: of a running cluster, such as "auto" or "ray://host:10001"; None starts Ray on this machine, or joins
-            what RAY_ADDRESS names.
+        address: of a running cluster, such as "auto" or "ray://host:10001"; "local" starts one on this machine, and
+            None does where neither RAY_ADDRESS names a cluster nor one runs on this machine, which it then joins.
 
     Raises MambakitError where Ray is not installed, or no cluster answers.
     """

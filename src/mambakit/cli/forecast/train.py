@@ -103,7 +103,9 @@ def train(
         int | None, typer.Option(min=1, help="Symbols trained at once; as many as there are cores by default.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: on a Ray cluster.")] = "local",
-    ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster, such as auto or host:6379.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, such as host:6379, or local to start one here.")
+    ] = None,
     tracker: Annotated[str | None, typer.Option(help="Also send losses to tensorboard, mlflow or wandb.")] = None,
     tracker_dir: Annotated[Path | None, typer.Option(help="Folder for that; OUT/tracker_runs by default.")] = None,
     store_as: Annotated[

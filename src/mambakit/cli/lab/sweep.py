@@ -45,7 +45,10 @@ def sweep(
         int | None,
         typer.Option(help="The most models trained as one; by default all of one shape on a GPU, one on a CPU."),
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; by default Ray is started here.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of a Ray cluster, or local to start one here; by default one that runs here, or local."),
+    ] = None,
     gpus: Annotated[float, typer.Option(help="Share of a GPU that each run gets under Ray.")] = 0.0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU where there is one.")] = None,
     capture: Annotated[bool, typer.Option("--capture", help="On a GPU: replay each step as a CUDA graph.")] = False,
