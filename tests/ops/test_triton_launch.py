@@ -70,12 +70,12 @@ class NoDevice:
     get_current_target = lambda self: GPUTarget("cuda", 90, 32)
 
 driver.set_active(NoDevice())
-from mambakit.ops.triton.causal_conv1d import _sum_tiles
+from mambakit.ops.triton.causal_conv1d_kernels import sum_tiles
 from mambakit.ops.triton.launch import compile_together
 
 x = torch.zeros(16)
-compile_together([(_sum_tiles.bind((1, 1), 3, 5, WIDTH=width, BLOCK=32, TILES=64), (x, x, None)) for width in (2, 3)])
-kernels = _sum_tiles.function.device_caches[0][0].values()
+compile_together([(sum_tiles.bind((1, 1), 3, 5, WIDTH=width, BLOCK=32, TILES=64), (x, x, None)) for width in (2, 3)])
+kernels = sum_tiles.function.device_caches[0][0].values()
 print(*(kernel.asm["cubin"][:4] for kernel in kernels))
 """
 

@@ -28,7 +28,7 @@ Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
 
 _NOT_DIFFERENTIABLE = {"cu_seqlens"}
 _AS_IT_IS = contextlib.nullcontext()
-_PLAIN = {Tensor, torch.nn.Parameter, type(None)}
+_PLAIN = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str}
 _SCALARS = {bool: "bool", int: "SymInt", float: "float", str: "str"}
 
 
@@ -43,7 +43,7 @@ def register(
 
     Args:
         name: of the operator, in the namespace `mambakit`.
-        inputs_type: a NamedTuple of tensors, optional tensors and scalars.
+        inputs_type: a NamedTuple of tensors and optional tensors, and scalars after them.
         outputs: `(inputs, keep, backend) -> (y, final_state, *kept)`, allocated and not filled; without `keep` the
             kept tensors are empty along their first axis.
         backends: a module with `forward` and `backward` under each name.
@@ -52,9 +52,8 @@ def register(
     make: Callable[..., Inputs] = inputs_type
     hints = get_type_hints(inputs_type)
     count = len(hints)
-    is_tensor = [_is_tensor(hint) for hint in hints.values()]
-    tensor_places = [place for place, tensor in enumerate(is_tensor) if tensor]
-    scalar_places = [place for place, tensor in enumerate(is_tensor) if not tensor]
+    tensors = sum(map(_is_tensor, hints.values()))
+    assert all(map(_is_tensor, list(hints.values())[:tensors])), f"{inputs_type.__name__} has scalars among its tensors"
     differentiable = [field for field, hint in hints.items() if _is_tensor(hint) and field not in _NOT_DIFFERENTIABLE]
     gradient_places = [place for place, field in enumerate(hints) if field in differentiable]
     arguments = ", ".join(f"{_schema_type(hint)} {field}" for field, hint in hints.items())
@@ -115,29 +114,26 @@ def register(
     backward_op.register_fake(fake_backward)
 
     def remember(ctx: Any, values: tuple[Any, ...], backend: str, output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*[values[place] for place in tensor_places], *output[2:])
-        ctx.scalars = [values[place] for place in scalar_places]
+        ctx.save_for_backward(*values[:tensors], *output[2:])
+        ctx.scalars = values[tensors:]
         ctx.backend = backend
-        ctx.outputs = [(result.shape, result.dtype, result.device) for result in output[:2]]
         ctx.set_materialize_grads(False)  # of what is kept, which is large and has no gradient
 
     def remembered(ctx: Any) -> tuple[Any, tuple[Tensor, ...]]:
         """The inputs and what was kept."""
         saved = ctx.saved_tensors
-        values: list[Any] = [None] * count
-        for place, tensor in zip(tensor_places, saved, strict=False):
-            values[place] = tensor
-        for place, scalar in zip(scalar_places, ctx.scalars, strict=True):
-            values[place] = scalar
-        return make(*values), saved[len(tensor_places) :]
+        return make(*saved[:tensors], *ctx.scalars), saved[tensors:]
 
     def outer_gradients(
-        ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None
+        inputs: Inputs, backend: str, grad_y: Tensor | None, grad_final_state: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """As the backend takes them."""
-        if grad_final_state is None and not getattr(backends[ctx.backend], "ABSENT_GRADIENTS", False):
-            grad_final_state = _given(None, ctx.outputs[1])
-        return _given(grad_y, ctx.outputs[0]), grad_final_state
+        """As the backend takes them: zeros for the gradient of an output that nothing depends on."""
+        may_be_absent = getattr(backends[backend], "ABSENT_GRADIENTS", False)
+        if grad_y is None or (grad_final_state is None and not may_be_absent):
+            y, final_state, *_ = outputs(inputs, False, backend)
+            grad_y = y.zero_() if grad_y is None else grad_y
+            grad_final_state = final_state.zero_() if grad_final_state is None else grad_final_state
+        return grad_y, grad_final_state
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         if not inputs[count]:
@@ -146,7 +142,8 @@ def register(
 
     def autograd(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None, *_: None) -> tuple[Any, ...]:
         inputs, kept_tensors = remembered(ctx)
-        found = backward_op(*inputs, ctx.backend, *kept_tensors, *outer_gradients(ctx, grad_y, grad_final_state))
+        outer = outer_gradients(inputs, ctx.backend, grad_y, grad_final_state)
+        found = backward_op(*inputs, ctx.backend, *kept_tensors, *outer)
         grads: list[Tensor | None] = [None] * (count + 2)
         for place, grad in zip(gradient_places, found, strict=True):
             grads[place] = None if inputs[place] is None else grad
@@ -166,6 +163,13 @@ def register(
 
         forward_op.register_vmap(of_many_models)
 
+    def recorded_gradients(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None) -> tuple[Any, ...]:
+        inputs, kept_tensors = remembered(ctx)
+        outer = outer_gradients(inputs, ctx.backend, grad_y, grad_final_state)
+        return (*filled_gradients(inputs, ctx.backend, kept_tensors, *outer), None, None)
+
+    recorded_gradients_once = once_differentiable(recorded_gradients)
+
     class Recorded(torch.autograd.Function):
         """The operator's gradients without the operator."""
 
@@ -176,11 +180,10 @@ def register(
             return result[:2]
 
         @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, grad_y: Tensor | None, grad_final_state: Tensor | None) -> tuple[Any, ...]:
-            inputs, kept_tensors = remembered(ctx)
-            outer = outer_gradients(ctx, grad_y, grad_final_state)
-            return (*filled_gradients(inputs, ctx.backend, kept_tensors, *outer), None, None)
+        def backward(ctx: Any, *outer: Tensor | None) -> tuple[Any, ...]:
+            # What refuses a second derivative costs as much as a launch, and is for those who may ask for one.
+            found = recorded_gradients_once if torch.is_grad_enabled() else recorded_gradients
+            return found(ctx, *outer)
 
     def run(inputs: Inputs, backend: str) -> tuple[Tensor, Tensor]:
         keep = _needs_gradient(inputs)
@@ -206,7 +209,7 @@ def nobody_looks_on(inputs: tuple[Any, ...]) -> bool:
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
-        and all(type(value) in _PLAIN or not isinstance(value, Tensor) for value in inputs)
+        and _PLAIN.issuperset(map(type, inputs))
     )
 
 
@@ -222,14 +225,6 @@ def _as_given(tensor: Tensor) -> AbstractContextManager[Any]:
     """Without autocast, which would take a backend's float32 sums in half precision."""
     device = "cuda" if tensor.is_cuda else tensor.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else _AS_IT_IS
-
-
-def _given(gradient: Tensor | None, output: tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
-    """The gradient of an output, zeros where nothing depends on that."""
-    if gradient is not None:
-        return gradient
-    shape, dtype, device = output
-    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _is_tensor(hint: Any) -> bool:

@@ -10,7 +10,6 @@ in chunks of matrix products and whose backward forms each chunk again from the 
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -195,16 +194,22 @@ def _case_refusal(inputs: SsdInputs) -> Callable[[str], str | None]:
 
 def _with_common_dtypes(inputs: SsdInputs) -> SsdInputs:
     """Activations in one dtype; A, D, dt_bias and the state in the dtype of sums."""
+    x, dt, A, B, C, D, z, dt_bias, initial_state, *_ = inputs
+    cast = dispatch.cast
     wide = dispatch.accumulation_dtype(*inputs[:9])
-    narrow = dispatch.common_dtype(inputs.x, inputs.dt, inputs.B, inputs.C, inputs.z)
-    narrow = wide if wide == torch.float64 else narrow
-    activations: dict[str, Any] = {
-        name: dispatch.cast(getattr(inputs, name), narrow) for name in ("x", "dt", "B", "C", "z")
-    }
-    others: dict[str, Any] = {
-        name: dispatch.cast(getattr(inputs, name), wide) for name in ("A", "D", "dt_bias", "initial_state")
-    }
-    return inputs._replace(**activations, **others)
+    narrow = wide if wide == torch.float64 else dispatch.common_dtype(x, dt, B, C, z)
+    return SsdInputs(
+        cast(x, narrow),
+        cast(dt, narrow),
+        cast(A, wide),
+        cast(B, narrow),
+        cast(C, narrow),
+        cast(D, wide),
+        cast(z, narrow),
+        cast(dt_bias, wide),
+        cast(initial_state, wide),
+        *inputs[9:],
+    )
 
 
 def _outputs(inputs: SsdInputs, keep: bool, backend: str) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ AVAILABLE = importlib.util.find_spec("triton") is not None
 _LEAST_CAPABILITY = (8, 0)  # bfloat16 products, asynchronous copies
 
 
+@functools.cache  # Triton, too, holds to what it read first
 def interpreting() -> bool:
     """Whether Triton's interpreter stands in for a GPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"

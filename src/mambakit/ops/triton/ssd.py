@@ -100,8 +100,7 @@ def _in_whole_blocks(inputs: SsdInputs) -> SsdInputs:
         return inputs
     headdim, state = filled(x.shape[3], B.shape[3], x.dtype)
     rows, states = headdim - x.shape[3], state - B.shape[3]
-    read = [t for t in (x, B, C, z) if t is not None]
-    if not rows and not states and all(_aligned(t) for t in read):
+    if not rows and not states and _aligned(x, B, C, x if z is None else z):
         return inputs
     return inputs._replace(
         x=_fill(x, rows),
@@ -118,9 +117,15 @@ def _fill(tensor: Tensor, more: int) -> Tensor:
     return F.pad(tensor, (0, more)) if more else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _aligned(tensor: Tensor) -> bool:
-    strides = tensor.stride()
-    return strides[3] == 1 and all(s % 16 == 0 for s in strides[:3]) and tensor.data_ptr() % 16 == 0
+def _aligned(*tensors: Tensor) -> bool:
+    """Whether rows of four axes begin at multiples of 16 numbers and of 16 bytes."""
+    bits = 0
+    for tensor in tensors:
+        *outer, inner = tensor.stride()
+        if inner != 1:
+            return False
+        bits |= outer[0] | outer[1] | outer[2] | tensor.data_ptr()
+    return bits % 16 == 0
 
 
 def _forward(inputs: SsdInputs, y: Tensor, final_state: Tensor, kept_states: Tensor) -> None:

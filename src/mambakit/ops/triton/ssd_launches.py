@@ -128,19 +128,19 @@ def launches_of(inputs: SsdInputs) -> tuple["Launches", Tables]:
     shape = shape_of(inputs)
     chunk = chunk_of(inputs.chunk_size, shape.length, shape.dtype)
     if inputs.cu_seqlens is None:
-        return _launches(shape, _cut(shape, chunk)), NO_TABLES
+        return _launches(shape, chunk), NO_TABLES
     layout, tables = cut_pack(shape.length, inputs.cu_seqlens, chunk, *_programs(shape))
-    return _launches(shape, layout), tables
+    return _launches_of_pack(shape, layout), tables
 
 
 @functools.lru_cache(maxsize=512)
-def _launches(shape: Shape, layout: Layout) -> "Launches":
+def _launches(shape: Shape, chunk: int) -> "Launches":
+    return Launches(shape, cut(shape.batch, shape.length, chunk, *_programs(shape)))
+
+
+@functools.lru_cache(maxsize=512)
+def _launches_of_pack(shape: Shape, layout: Layout) -> "Launches":
     return Launches(shape, layout)
-
-
-@functools.lru_cache(maxsize=512)
-def _cut(shape: Shape, chunk: int) -> Layout:
-    return cut(shape.batch, shape.length, chunk, *_programs(shape))
 
 
 @functools.lru_cache(maxsize=512)
