@@ -152,19 +152,19 @@ class S4D(KeepsFloat32):
         """2 Re(C h) (batch, d_model, length) and the state after the last step (batch, d_model, d_state / 2)."""
         length = u.shape[2]
         C = torch.view_as_complex(self.C)
-        if before is None:
-            before = Bb.new_zeros(u.shape[0], *Bb.shape)
         if length == 0:
-            return u, before
+            return u, Bb.new_zeros(u.shape[0], *Bb.shape) if before is None else before
         if length == 1:
-            after = torch.exp(log_Ab) * before + Bb * u
+            after = Bb * u if before is None else torch.exp(log_Ab) * before + Bb * u
             return 2 * (C * after).sum(-1, keepdim=True).real, after
         starts, within = _powers(log_Ab, length)
         K = _responses(C * Bb, starts, within)[:, :length]
         spectrum = torch.fft.rfft(u, n=2 * length) * torch.fft.rfft(K, n=2 * length)
         y = torch.fft.irfft(spectrum, n=2 * length)[..., :length]
-        y = y + _responses(C * torch.exp(log_Ab) * before, starts, within)[..., :length]
-        after = torch.exp(length * log_Ab) * before + Bb * _weighted_sum(u.flip(2), starts, within)
+        after = Bb * _weighted_sum(u.flip(2), starts, within)
+        if before is not None:
+            y = y + _responses(C * torch.exp(log_Ab) * before, starts, within)[..., :length]
+            after = after + torch.exp(length * log_Ab) * before
         return y, after
 
 
