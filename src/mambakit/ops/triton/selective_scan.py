@@ -1,7 +1,7 @@
 """The selective scan on the GPU: how its kernels fit together.
 
-Forward, where there are many channels or few steps, `split_outputs`: lanes share the states of a channel, and no
-sequence is cut up. Elsewhere, parallel over segments of the length:
+Forward, where there are many channels or few steps, `arrange_rounds` of B and C, and `split_outputs`: lanes share the
+states of a channel, and no sequence is cut up. Elsewhere, parallel over segments of the length:
 
     segment_states    the state each segment ends in from a state of zero, and the sum of its dt
     carry             from segment to segment: h = exp(A sum dt) h + that state
@@ -125,8 +125,10 @@ def forward(inputs: ScanInputs, y: Tensor, final_state: Tensor, kept: Tensor, ch
         table, firsts = tables(cu_seqlens, length, launches.size, launches.segments)
         calls: list[_Call]
         if launches.split:
+            pairs = A.new_empty(layout.batch, layout.groups, launches.rounds, launches.split, layout.state, 2)
             calls = [
-                (launches.split_outputs, (u, delta, A, B, C, D, z, delta_bias, initial_state, y, final_state, kept))
+                (launches.arrange_rounds, (B, C, pairs)),
+                (launches.split_outputs, (u, delta, A, pairs, D, z, delta_bias, initial_state, y, final_state, kept)),
             ]
         else:
             calls, states = [], None

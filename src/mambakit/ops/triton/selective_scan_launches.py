@@ -163,8 +163,13 @@ class ForwardLaunches(_Launches):
             **self.constants(walk), **ahead, PACKS=layout.packs,
         )  # fmt: skip
         self.carry_states = self.carry(layout.initial, passed=True, reverse=False)
-        self.split = plan.split > 0 and not layout.packed
+        self.split = 0 if layout.packed else plan.split
         if self.split:
+            self.rounds = ceil_div(layout.length, plan.split)
+            self.arrange_rounds = kernels_split.arrange_rounds.bind(
+                (layout.batch * layout.groups * self.rounds,), layout.length, self.rounds,
+                N=layout.state, PADDED=power_of_two(layout.state), GROUPS=layout.groups, SPLIT=plan.split, num_warps=1,
+            )  # fmt: skip
             self.split_outputs = self.all_at_once(plan)
         walk = plan.outputs
         blocks = self.blocks(walk)
@@ -185,12 +190,11 @@ class ForwardLaunches(_Launches):
         layout, split = self.layout, plan.split
         blocks = layout.groups * ceil_div(self.share, _LANES // split)
         return kernels_split.split_outputs.bind(
-            (layout.batch * blocks,), layout.length, layout.dim, self.share, blocks, *layout.strides[:6],
+            (layout.batch * blocks,), layout.length, layout.dim, self.share, self.rounds, blocks, *layout.strides[:6],
             N=layout.state, GROUPS=layout.groups, SPLIT=split, ROWS=self.rows(_LANES // split),
-            DEPTH=plan.depth, NEAR=plan.near, FULL=self.aligned,
-            PACKS=layout.packs if (layout.state // split) % layout.packs == 0 else 1, INTERVAL=INTERVAL,
-            KEEP=layout.keep, INITIAL=layout.initial, SOFTPLUS=layout.softplus, BIAS=layout.bias, SKIP=layout.skip,
-            GATE=layout.gate, num_warps=1,
+            DEPTH=plan.depth, NEAR=plan.near, FULL=self.aligned, INTERVAL=INTERVAL, KEEP=layout.keep,
+            INITIAL=layout.initial, SOFTPLUS=layout.softplus, BIAS=layout.bias, SKIP=layout.skip, GATE=layout.gate,
+            num_warps=1,
         )  # fmt: skip
 
 

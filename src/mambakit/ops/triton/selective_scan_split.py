@@ -3,26 +3,50 @@
 Where there are channels enough for every lane of the chip to have a share of one, sequences need not be cut up, and
 each exponential is taken once. The lanes of a channel take turns at what belongs to a step and not to a state: of SPLIT
 steps, lane j reads the inputs of the j-th, takes its dt, and writes its y, which is the sum of what all of them hold.
+B and C, which all channels of a group share, are arranged for that before: taken as they lie, they would cost a fifth
+of all instructions.
 """
+
+# Triton compiles tuples that grow by +.
+# mypy: disable-error-code="misc"
 
 import triton
 import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.selective_scan_forward import aligned
-from mambakit.ops.triton.selective_scan_steps import LOG2_E, fold, numbers, row, sigmoid, step_size
+from mambakit.ops.triton.selective_scan_steps import LOG2_E, fold, sigmoid, step_size
 
 LANES = tl.constexpr(32)
-_RUN_TIME_SIZES = ["length", "blocks", "u_batch", "delta_batch", "z_batch"]
+_RUN_TIME_SIZES = ["length", "rounds", "blocks", "u_batch", "delta_batch", "z_batch"]
+
+
+@Kernel
+@triton.jit(do_not_specialize=["length", "rounds"])
+def arrange_rounds(
+    B, C, rows, length, rounds, N: tl.constexpr, PADDED: tl.constexpr, GROUPS: tl.constexpr, SPLIT: tl.constexpr
+):  # fmt: skip
+    """`rows` float32 (batch, GROUPS, rounds, SPLIT / 2, 2, N, 2): of a round of SPLIT steps the pairs, of each B and C,
+    of these all states, and of each the two steps; nought past the end."""
+    turn = tl.program_id(0) % rounds
+    group = tl.program_id(0) // rounds % GROUPS
+    batch = (tl.program_id(0) // rounds // GROUPS).to(tl.int64)
+    i, n = tl.arange(0, SPLIT)[:, None], tl.arange(0, PADDED)[None, :]
+    step = turn * SPLIT + i
+    there = (step < length) & (n < N)
+    source = ((batch * length + step) * GROUPS + group) * N + n
+    target = rows + tl.program_id(0).to(tl.int64) * (2 * SPLIT * N) + i // 2 * (4 * N) + n * 2 + i % 2
+    tl.store(target, tl.load(B + source, mask=there, other=0.0).to(tl.float32), mask=n < N)
+    tl.store(target + 2 * N, tl.load(C + source, mask=there, other=0.0).to(tl.float32), mask=n < N)
 
 
 @Kernel
 @triton.jit(do_not_specialize=_RUN_TIME_SIZES)
 def split_outputs(
-    u, delta, A, B, C, D, z, delta_bias, initial, y, final, kept, length, dim, share, blocks,
+    u, delta, A, rows, D, z, delta_bias, initial, y, final, kept, length, dim, share, rounds, blocks,
     u_batch, u_row, delta_batch, delta_row, z_batch, z_row,
     N: tl.constexpr, GROUPS: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
-    NEAR: tl.constexpr, FULL: tl.constexpr, PACKS: tl.constexpr, INTERVAL: tl.constexpr, KEEP: tl.constexpr,
+    NEAR: tl.constexpr, FULL: tl.constexpr, INTERVAL: tl.constexpr, KEEP: tl.constexpr,
     INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr, BIAS: tl.constexpr, SKIP: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """What `outputs` does where a segment is a whole sequence of a batch. A program is LANES / SPLIT channels of one
@@ -51,38 +75,36 @@ def split_outputs(
             h = h + (tl.zeros([LANES], tl.float32),)
     u_step, delta_step = ROWS[0] if ROWS is not None else u_row, ROWS[1] if ROWS is not None else delta_row
     z_step, y_step = ROWS[2] if ROWS is not None else z_row, ROWS[3] if ROWS is not None else dim
-    BC_STEP: tl.constexpr = GROUPS * N
     u_at = u + aligned(batch * u_batch, FULL) + channel
     delta_at = delta + aligned(batch * delta_batch, FULL) + channel
     z_at = z + aligned(batch * z_batch, FULL) + channel if GATE else u_at
     y_at = y + batch * length * dim + channel
-    B_at = B + (batch * length * GROUPS + group) * N + own
-    C_at = C + (batch * length * GROUPS + group) * N + own
+    words_at = rows.to(tl.pointer_type(tl.int64), bitcast=True) + (batch * GROUPS + group) * rounds * (SPLIT * N) + own
     kept_at = kept + own * y_step + channel
     ROUNDS: tl.constexpr = DEPTH * SPLIT  # steps that the loads under way are for
     whole = length // ROUNDS * ROUNDS
     deltas = _first_columns(delta_at, delta_step, turn, length - 1, DEPTH, SPLIT)
     us = _first_columns(u_at, u_step, turn, length - 1, DEPTH, SPLIT)
     zs = _first_columns(z_at, z_step, turn, length - 1, DEPTH, SPLIT) if GATE else us
-    rows_B = _first_rows(B_at, length - 1, BC_STEP, PER, PACKS, SPLIT, NEAR)
-    rows_C = _first_rows(C_at, length - 1, BC_STEP, PER, PACKS, SPLIT, NEAR)
+    words = ()
+    for j in tl.static_range(NEAR):
+        words = words + (_words(words_at + tl.minimum(j, rounds - 1) * (SPLIT * N), N, SPLIT),)
     for start in range(0, whole, ROUNDS):
         here, following = tl.cast(start, tl.int64), tl.minimum(start + ROUNDS, whole - ROUNDS).to(tl.int64)
         next_delta, next_u = delta_at + (following + turn) * delta_step, u_at + (following + turn) * u_step
         next_z = z_at + (following + turn) * z_step if GATE else next_u
         y_now = y_at + (here + turn) * y_step
         for j in tl.static_range(DEPTH):  # what is used up makes room, so that nothing under way is ever moved
-            now_delta, now_u, now_z, now_B, now_C = deltas[0], us[0], zs[0], rows_B[0], rows_C[0]
+            now_delta, now_u, now_z, now_words = deltas[0], us[0], zs[0], words[0]
             deltas = deltas[1:] + (tl.load(next_delta + j * SPLIT * delta_step),)
             us = us[1:] + (tl.load(next_u + j * SPLIT * u_step),)
             zs = zs[1:] + (tl.load(next_z + j * SPLIT * z_step),) if GATE else us
-            near = (here if j + NEAR < DEPTH else following) * BC_STEP + (j + NEAR) % DEPTH * SPLIT * BC_STEP
-            rows_B = rows_B[1:] + (_rows(B_at + near, BC_STEP, PER, PACKS, SPLIT),)
-            rows_C = rows_C[1:] + (_rows(C_at + near, BC_STEP, PER, PACKS, SPLIT),)
+            near = (here if j + NEAR < DEPTH else following) * N + (j + NEAR) % DEPTH * SPLIT * N  # a step is N words
+            words = words[1:] + (_words(words_at + near, N, SPLIT),)
             dt = step_size(now_delta, bias, SOFTPLUS)
             h, out = _steps(
-                h, rates, dt, now_u, now_z, now_B, now_C, skip, kept_at, batch, start + j * SPLIT, j * SPLIT, length,
-                y_step, lane, present, N, SPLIT, PACKS, INTERVAL, ROUNDS, KEEP, GATE, B.dtype.element_ty,
+                h, rates, dt, now_u, now_z, now_words, skip, kept_at, batch, start + j * SPLIT, j * SPLIT, length,
+                y_step, lane, present, N, SPLIT, INTERVAL, ROUNDS, KEEP, GATE,
             )  # fmt: skip
             tl.store(y_now + j * SPLIT * y_step, out.to(y.dtype.element_ty), mask=present)
     for first in range(whole, length, SPLIT):
@@ -91,11 +113,10 @@ def split_outputs(
         dt = tl.where(there, step_size(tl.load(delta_at + mine * delta_step), bias, SOFTPLUS), 0.0)
         last_u = tl.load(u_at + mine * u_step)
         last_z = tl.load(z_at + mine * z_step) if GATE else last_u
-        last_B = _clamped_rows(B_at, first, length - 1, BC_STEP, PER, PACKS, SPLIT)
-        last_C = _clamped_rows(C_at, first, length - 1, BC_STEP, PER, PACKS, SPLIT)
+        last_words = _words(words_at + tl.cast(first, tl.int64) * N, N, SPLIT)
         h, out = _steps(
-            h, rates, dt, last_u, last_z, last_B, last_C, skip, kept_at, batch, first, 0, length,
-            y_step, lane, present, N, SPLIT, PACKS, INTERVAL, SPLIT, KEEP, GATE, B.dtype.element_ty,
+            h, rates, dt, last_u, last_z, last_words, skip, kept_at, batch, first, 0, length,
+            y_step, lane, present, N, SPLIT, INTERVAL, SPLIT, KEEP, GATE,
         )  # fmt: skip
         tl.store(y_at + mine * y_step, out.to(y.dtype.element_ty), mask=present & there)
     for k in tl.static_range(PER):
@@ -104,9 +125,9 @@ def split_outputs(
 
 @triton.jit
 def _steps(
-    h, rates, dt, u, z, words_B, words_C, skip, kept_at, batch, first, IN_ROUNDS: tl.constexpr, length,
-    dim, lane, present, N: tl.constexpr, SPLIT: tl.constexpr, PACKS: tl.constexpr, INTERVAL: tl.constexpr,
-    ROUNDS: tl.constexpr, KEEP: tl.constexpr, GATE: tl.constexpr, number_type: tl.constexpr,
+    h, rates, dt, u, z, words, skip, kept_at, batch, first, IN_ROUNDS: tl.constexpr, length,
+    dim, lane, present, N: tl.constexpr, SPLIT: tl.constexpr, INTERVAL: tl.constexpr,
+    ROUNDS: tl.constexpr, KEEP: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """SPLIT steps from `first` on: the states after them, and y of the step whose turn the lane has. They are the
     IN_ROUNDS-th ones of ROUNDS, and `first` - IN_ROUNDS is a multiple of that."""
@@ -121,13 +142,12 @@ def _steps(
                 for k in tl.static_range(PER):
                     tl.store(kept_at + slot * N * dim + k * dim, h[k], mask=present)
         dt_i, dtu_i = _of_turn(dt, lane, i, SPLIT), _of_turn(dtu, lane, i, SPLIT)
-        b = numbers(words_B, i * (PER // PACKS), PER, PACKS, number_type)
-        c = numbers(words_C, i * (PER // PACKS), PER, PACKS, number_type)
         total = dt * 0.0
         after = ()
         for k in tl.static_range(PER):
-            h_k = tl.exp2(dt_i * rates[k]) * h[k] + dtu_i * b[k]
-            total = h_k * c[k] if k == 0 else total + h_k * c[k]
+            h_k = tl.exp2(dt_i * rates[k]) * h[k] + dtu_i * _number(words, i, 0, k, PER)
+            out_k = h_k * _number(words, i, 1, k, PER)
+            total = out_k if k == 0 else total + out_k
             after = after + (h_k,)
         h = after
         sums = sums + (total,)
@@ -148,34 +168,20 @@ def _first_columns(pointer, row_stride, turn, last, DEPTH: tl.constexpr, SPLIT: 
 
 
 @triton.jit
-def _first_rows(
-    pointer, last, row_stride, PER: tl.constexpr, PACKS: tl.constexpr, SPLIT: tl.constexpr, NEAR: tl.constexpr
-):  # fmt: skip
-    """The rows of B or C in the first NEAR rounds, a tuple each."""
-    found = ()
-    for j in tl.static_range(NEAR):
-        found = found + (_clamped_rows(pointer, j * SPLIT, last, row_stride, PER, PACKS, SPLIT),)
-    return found
-
-
-@triton.jit
-def _rows(pointer, row_stride, PER: tl.constexpr, PACKS: tl.constexpr, SPLIT: tl.constexpr):
-    """PER numbers of B or C at each of SPLIT steps, as they lie, loaded before they are needed."""
+def _words(at, N: tl.constexpr, SPLIT: tl.constexpr):
+    """B and C of a lane's states in a round: words of two float32, by pairs of steps, B and C, and states."""
     words = ()
     for i in tl.static_range(SPLIT):
-        words = words + row(pointer + i * row_stride, PER, PACKS)
+        for k in tl.static_range(N // SPLIT):
+            words = words + (tl.load(at + i * N + k),)
     return words
 
 
 @triton.jit
-def _clamped_rows(
-    pointer, first, last, row_stride, PER: tl.constexpr, PACKS: tl.constexpr, SPLIT: tl.constexpr
-):  # fmt: skip
-    """The same, of no row after `last`."""
-    words = ()
-    for i in tl.static_range(SPLIT):
-        words = words + row(pointer + tl.minimum(first + i, last).to(tl.int64) * row_stride, PER, PACKS)
-    return words
+def _number(words, i: tl.constexpr, WHICH: tl.constexpr, k: tl.constexpr, PER: tl.constexpr):
+    """Of step i B (WHICH 0) or C (1) of the lane's k-th state."""
+    word = words[(i // 2 * 2 + WHICH) * PER + k]
+    return (word >> (32 * (i % 2))).to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
