@@ -16,7 +16,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from mambakit.ops.triton.launch import Kernel, compile_together  # noqa: E402
+from mambakit.ops.triton.launch import Kernel, launched_together  # noqa: E402
 
 
 @triton.jit(do_not_specialize=["offset"])
@@ -53,14 +53,17 @@ def test_a_bound_launch_takes_the_tensors_alone() -> None:
     assert [args for _, args, _ in recorder.launches] == [(x, None, 7), (y, x, 7)]
 
 
-def test_what_triton_does_not_compile_is_not_launched_to_compile_it() -> None:
+def test_what_triton_does_not_compile_is_launched_once_and_nothing_ahead_of_its_time() -> None:
     recorder = _Recorder()
-    compile_together([(Kernel(recorder).bind((4,), 7, SIGN=-1), (torch.zeros(3),))])
-    assert recorder.launches == []
+    kernel = Kernel(recorder)
+    launched_together(lambda: kernel[(4,)](torch.zeros(3), 7, SIGN=-1), lambda: kernel[(5,)](torch.zeros(3), 7, SIGN=1))
+    assert [grid for grid, _, _ in recorder.launches] == [(4,)]
 
 
 _WITHOUT_A_GPU = """
 import torch
+import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -71,21 +74,36 @@ class NoDevice:
 
 driver.set_active(NoDevice())
 from mambakit.ops.triton.causal_conv1d_kernels import sum_tiles
-from mambakit.ops.triton.launch import compile_together
+from mambakit.ops.triton.launch import launched_together
 
+done = []
+run = triton.JITFunction.run
+
+def run_or_compile(self, *args, warmup, **options):
+    if warmup:
+        return run(self, *args, warmup=True, **options)
+    kernels = self.device_caches[0][0].values()
+    done.append((options["WIDTH"], sorted(kernel.asm["cubin"][:4] for kernel in kernels)))
+
+triton.JITFunction.run = run_or_compile
 x = torch.zeros(16)
-compile_together([(sum_tiles.bind((1, 1), 3, 5, WIDTH=width, BLOCK=32, TILES=64), (x, x, None)) for width in (2, 3)])
-kernels = sum_tiles.function.device_caches[0][0].values()
-print(*(kernel.asm["cubin"][:4] for kernel in kernels))
+
+def launch(*widths):
+    for width in widths:
+        sum_tiles.bind((1, 1), 3, 5, WIDTH=width, BLOCK=32, TILES=64)(x, x, None)
+
+for _ in range(2):
+    launched_together(lambda: launch(2, 3), lambda: launch(4))
+print(*((width, len(kernels)) for width, kernels in done), set(done[0][1]))
 """
 
 
-def test_kernels_are_compiled_side_by_side_without_being_launched(tmp_path: Path) -> None:
+def test_kernels_are_compiled_side_by_side_before_any_is_launched(tmp_path: Path) -> None:
     if not triton.__version__.startswith("3.6."):
         pytest.skip("another Triton compiles what it launches, when it does")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", _WITHOUT_A_GPU], env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == [str(b"\x7fELF")] * 2, done.stderr
+    assert done.stdout.strip() == "(2, 3) (3, 3) (2, 3) (3, 3) {b'\\x7fELF'}", done.stderr
 
 
 def test_another_triton_launches_its_kernels_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +142,16 @@ def test_what_was_compiled_together_is_launched_as_it_is(monkeypatch: pytest.Mon
     monkeypatch.setattr(triton.knobs.compilation, "listener", lambda *, src, **_: compiled.append(src))
     kernel = Kernel(_plain)
     x = torch.ones(64, device="cuda")
-    launches = [kernel.bind((1,), 7, 3, SIGN=sign, BLOCK=64) for sign in (1, -1)]
-    compile_together([(launch, (x, None, x)) for launch in launches])
-    assert len(compiled) == 2
-    for launch, sign in zip(launches, (1, -1), strict=True):
-        out = torch.zeros_like(x)
-        launch(x, None, out)
-        assert (out == sign * 3.0).all()
-    assert len(compiled) == 2
+    outs = [torch.zeros_like(x) for _ in range(3)]
+
+    def launch(*signs: int) -> None:
+        for sign, out in zip(signs, outs, strict=False):
+            kernel.bind((1,), 7, 3, SIGN=sign, BLOCK=64)(x, None, out)
+
+    for _ in range(2):
+        launched_together(lambda: launch(1, -1), lambda: launch(1, -1, 2))
+        assert [float(out[0]) for out in outs] == [3.0, -3.0, 0.0]
+        assert len(compiled) == 3
 
 
 @pytest.mark.gpu

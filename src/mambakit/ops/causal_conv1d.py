@@ -16,7 +16,7 @@ from mambakit.ops.packing import check_packing, sequence_count
 from mambakit.ops.portable import causal_conv1d as portable
 from mambakit.ops.reference.causal_conv1d import causal_conv1d as reference
 
-_KERNELS = {"triton": triton.Kernels("causal_conv1d"), "cpu": cpu, "portable": portable}
+_KERNELS = {"triton": triton.Operation("causal_conv1d"), "cpu": cpu, "portable": portable}
 _WIDEST_ON_TRITON = 16  # taps are kept in registers
 
 

@@ -101,5 +101,5 @@ def _outputs(inputs: WholeScanInputs, keep: bool, backend: str) -> tuple[Tensor,
     return y, final_state, wide.new_empty(slots, heads, headdim, state), wide.new_empty(0)
 
 
-KERNELS = {"triton": triton.Kernels("mamba3"), "cpu": cpu}
+KERNELS = {"triton": triton.Operation("mamba3"), "cpu": cpu}
 _run = operator.register("mamba3_scan", WholeScanInputs, _outputs, backends=KERNELS, kept=2)

@@ -115,4 +115,4 @@ def _outputs(inputs: NormInputs, keep: bool, backend: str) -> tuple[Tensor, ...]
     return y, y.new_empty(0)  # the norm has no state
 
 
-_run = operator.register("rms_norm", NormInputs, _outputs, {"triton": triton.Kernels("rms_norm")})
+_run = operator.register("rms_norm", NormInputs, _outputs, {"triton": triton.Operation("rms_norm")})

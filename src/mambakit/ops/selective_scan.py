@@ -29,7 +29,7 @@ from mambakit.ops.portable import selective_scan as portable
 from mambakit.ops.reference.selective_scan import selective_scan as reference
 from mambakit.ops.triton.counting import ceil_div
 
-_GPU = triton.Kernels("selective_scan")
+_GPU = triton.Operation("selective_scan")
 _KERNELS = {"triton": _GPU, "cpu": cpu, "portable": portable}
 
 

@@ -23,7 +23,7 @@ from mambakit.ops.reference.ssd import ssd as reference
 from mambakit.ops.triton import ssd_limits
 
 _STEP = triton.Kernels("ssd_step")
-_KERNELS = {"triton": triton.Kernels("ssd"), "cpu": cpu, "portable": portable}
+_KERNELS = {"triton": triton.Operation("ssd"), "cpu": cpu, "portable": portable}
 _CHUNK_SIZE = {"cpu": 64}  # a chunk of 64 stays in the caches
 _CHUNK_SIZE_ELSEWHERE = 256  # few and large products, as in mamba-ssm
 

@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 import torch
+from torch import Tensor
 
 AVAILABLE = importlib.util.find_spec("triton") is not None
 
@@ -40,12 +41,53 @@ class Kernels:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __getattr__(self, attribute: str) -> Any:
+    @functools.cached_property
+    def module(self) -> Any:
         if interpreting():
             _let_loops_run_to_computed_bounds()
-        value = getattr(importlib.import_module(f"mambakit.ops.triton.{self.name}"), attribute)
+        return importlib.import_module(f"mambakit.ops.triton.{self.name}")
+
+    def __getattr__(self, attribute: str) -> Any:
+        value = getattr(self.module, attribute)
         setattr(self, attribute, value)  # found at once from now on
         return value
+
+
+class Operation(Kernels):
+    """The same of a backend of `mambakit.ops.operator`: what a call finds not to be compiled is compiled side by side,
+    and where gradients are asked for, with what the backward needs."""
+
+    @functools.cached_property
+    def _together(self) -> Any:
+        return importlib.import_module("mambakit.ops.triton.launch").launched_together
+
+    def forward(self, inputs: Any, y: Tensor, final_state: Tensor, *kept: Tensor) -> None:
+        def run() -> None:
+            self.module.forward(inputs, y, final_state, *kept)
+
+        def ahead() -> None:
+            if any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
+                self.module.backward(inputs, kept, y, None, type(inputs)(*map(_unfilled, inputs)))
+
+        self._together(run, ahead)
+
+    def backward(
+        self, inputs: Any, kept: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor | None, grads: Any
+    ) -> None:
+        def run() -> None:
+            self.module.backward(inputs, kept, grad_y, grad_final_state, grads)
+
+        self._together(run, _nothing)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _unfilled(value: Any) -> Tensor | None:
+    """A gradient of an input, if it can have one."""
+    differentiable = isinstance(value, Tensor) and value.is_floating_point()
+    return torch.empty_like(value, memory_format=torch.contiguous_format) if differentiable else None
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -65,8 +66,7 @@ class Kernel:
         self._bound(grid, *args[tensors:], **constants)(*args[:tensors])
 
     def bind(self, grid: tuple[int, ...], *numbers: int, **constants: Any) -> Callable[..., None]:
-        """The launch but for its tensors: worth keeping where the same one comes again. Its `compile`, where there is
-        one, takes the same tensors or others of their dtypes, and compiles the kernel alone."""
+        """The launch but for its tensors: worth keeping where the same one comes again."""
         ordinary = self.function[grid]
         small = not numbers or (max(numbers) <= LARGEST and min(numbers) >= -LARGEST)
         if not (self._direct and small):
@@ -93,6 +93,9 @@ class Kernel:
             key = (device, *[None if tensor is None else tensor.dtype for tensor in tensors], form)
             found = compiled.get(key)
             if not found:
+                if found is None and _now.asks:
+                    _ask(functools.partial(self.function.warmup, *key[1:-1], *numbers, grid=grid, **constants))
+                    return
                 kernel = ordinary(*tensors, *numbers, **constants)
                 if found is None:
                     compiled[key] = _direct_launch(kernel)
@@ -100,23 +103,57 @@ class Kernel:
             function, *fixed = found
             function(*whole_grid, active.get_current_stream(device), *fixed, *pointers, *last)
 
-        def compile_alone(*tensors: Tensor | None) -> None:
-            dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
-            if (active.get_current_device(), *dtypes, form) not in compiled:
-                self.function.warmup(*dtypes, *numbers, grid=grid, **constants)
-
-        launch.compile = compile_alone  # type: ignore[attr-defined]
         return launch
 
 
-def compile_together(launches: Iterable[tuple[Callable[..., None], tuple[Tensor | None, ...]]]) -> None:
-    """Compile side by side what these bound launches of such tensors would compile one after another: a compiler at
-    work leaves Python to the others. What does not compile says so when it is launched."""
-    together = [(launch.compile, tensors) for launch, tensors in launches if hasattr(launch, "compile")]
-    if together:
-        with ThreadPoolExecutor(len(together)) as threads, triton.AsyncCompileMode(threads, ignore_errors=True):
-            for compile_alone, tensors in together:
-                compile_alone(*tensors)
+class _Now(threading.local):
+    """What becomes of a launch whose kernel is not compiled yet, in this thread."""
+
+    asks = False  # it asks first: raises `_NotCompiled`, or is noted
+    noted: list[Callable[[], object]] | None = None  # what compiles what was not launched
+
+
+_now = _Now()
+
+
+class _NotCompiled(Exception):
+    """A launch would have to compile its kernel."""
+
+
+def _ask(compile_kernel: Callable[[], object]) -> None:
+    if _now.noted is None:
+        raise _NotCompiled
+    _now.noted.append(compile_kernel)
+
+
+def launched_together(run: Callable[[], None], ahead: Callable[[], None]) -> None:
+    """Call `run`, which launches kernels. Where one of them is not compiled, all that are not, and those that `ahead`
+    would launch, are compiled side by side first: one after another they would be what a first step takes. `run` is
+    called up to three times then, the last time to its end; what `ahead` fills means nothing.
+    """
+    if _now.asks:
+        run()
+        return
+    try:
+        _now.asks = True
+        run()
+        return
+    except _NotCompiled:
+        _now.noted = []
+        run()
+        ahead()
+        _compile_together(_now.noted)
+    finally:
+        _now.asks, _now.noted = False, None
+    run()
+
+
+def _compile_together(kernels: Iterable[Callable[[], object]]) -> None:
+    """A compiler at work leaves Python to the others. What does not compile says so when it is launched."""
+    kernels = list(kernels)
+    with ThreadPoolExecutor(len(kernels)) as threads, triton.AsyncCompileMode(threads, ignore_errors=True):
+        for compile_kernel in kernels:
+            compile_kernel()
 
 
 def _launcher_is_known() -> bool:

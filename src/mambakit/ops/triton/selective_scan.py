@@ -26,15 +26,10 @@ states crosses lanes but those that share a channel; those over channels take on
 what the forward waits for, once loads are started long enough before: those of activations several steps, B and C, that
 the second-level cache holds, one. `gradients` loads one round of states ahead, and has its rows fetched a block ahead.
 
-What the first call of a layout finds not to be compiled is compiled side by side, and for training with what its
-backward needs: one after another, the compiler would be what a first step takes.
-
 INTERVAL is 8: blocks of 16 steps keep half as many states, but fill the registers, and ran 20% slower.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,10 +37,9 @@ from torch import Tensor
 from mambakit.ops.inputs import TRITON_INTERVAL as INTERVAL
 from mambakit.ops.inputs import ScanInputs
 from mambakit.ops.triton.counting import power_of_two
-from mambakit.ops.triton.launch import compile_together, on_device_of, rows_contiguous
+from mambakit.ops.triton.launch import on_device_of, rows_contiguous
 from mambakit.ops.triton.segments import tables
 from mambakit.ops.triton.selective_scan_launches import (
-    BackwardLaunches,
     Plan,
     Walk,
     backward_launches,
@@ -55,8 +49,6 @@ from mambakit.ops.triton.selective_scan_launches import (
 from mambakit.ops.triton.selective_scan_step import step
 
 ABSENT_GRADIENTS = True  # what `backward` takes in place of zeros: `mambakit.ops.operator`
-
-_Call = tuple[Callable[..., None], tuple[Tensor | None, ...]]  # a launch, and its tensors
 
 _LANES = 32
 _CHANNEL_SEGMENTS = 32768
@@ -123,28 +115,19 @@ def forward(inputs: ScanInputs, y: Tensor, final_state: Tensor, kept: Tensor, ch
         crowded = layout.keep and u.dtype == torch.float32
         launches = forward_launches(layout, chosen or plan(layout.sequences, length, dim, layout.state, crowded))
         table, firsts = tables(cu_seqlens, length, launches.size, launches.segments)
-        calls: list[_Call]
         if launches.split:
             pairs = A.new_empty(layout.batch, layout.groups, launches.rounds, launches.split, layout.state, 2)
-            calls = [
-                (launches.arrange_rounds, (B, C, pairs)),
-                (launches.split_outputs, (u, delta, A, pairs, D, z, delta_bias, initial_state, y, final_state, kept)),
-            ]
-        else:
-            calls, states = [], None
-            if not launches.whole:
-                states = A.new_empty(launches.segments, layout.state + 1, dim)
-                calls = [
-                    (launches.segment_states, (u, delta, A, B, delta_bias, states, table)),
-                    (launches.carry_states, (states, A, initial_state, final_state, firsts)),
-                ]
-            outputs = (u, delta, A, B, C, D, z, delta_bias, states, initial_state, y, final_state, kept, table)
-            calls.append((launches.outputs, outputs))
-        if launches.fresh:
-            launches.fresh = False
-            compile_together(calls + (_calls_of_backward(inputs, kept, y, chosen) if layout.keep else []))
-        for launch, tensors in calls:
-            launch(*tensors)
+            launches.arrange_rounds(B, C, pairs)
+            launches.split_outputs(u, delta, A, pairs, D, z, delta_bias, initial_state, y, final_state, kept)
+            return
+        states = None
+        if not launches.whole:
+            states = A.new_empty(launches.segments, layout.state + 1, dim)
+            launches.segment_states(u, delta, A, B, delta_bias, states, table)
+            launches.carry_states(states, A, initial_state, final_state, firsts)
+        launches.outputs(
+            u, delta, A, B, C, D, z, delta_bias, states, initial_state, y, final_state, kept, table
+        )  # fmt: skip
 
 
 def one_step(inputs: ScanInputs, y: Tensor, final_state: Tensor) -> None:
@@ -173,76 +156,25 @@ def backward(
     with on_device_of(inputs.u):
         inputs, grad_y = _readable(inputs), rows_contiguous(grad_y)
         outer = None if grad_final_state is None else grad_final_state.contiguous()
-        A = inputs.A
+        u, delta, A, B, C, D, z, delta_bias, *_ = inputs
         layout = layout_of(inputs, grad_y=grad_y, outer=outer is not None)
         groups, state = layout.groups, layout.state
         launches = backward_launches(layout, chosen or plan(layout.sequences, length, dim, state))
         table, firsts = tables(inputs.cu_seqlens, length, launches.size, launches.segments)
-        scratch = Scratch(
-            carries=A.new_empty(launches.segments, state + 1, dim),
-            rates=A.new_empty(state, dim),
-            rows=A.new_empty(launches.slots, groups, state, INTERVAL, 2),
-            sums=A.new_empty(launches.segments, state + 2, dim),
-            dBC=A.new_empty(launches.channel_blocks, launches.slots, state, 2 * INTERVAL),
-        )
-        calls = _backward_calls(launches, inputs, kept[0], grad_y, outer, grads, scratch, table, firsts)
-        if launches.fresh:
-            launches.fresh = False
-            compile_together(calls)
-        for launch, tensors in calls:
-            launch(*tensors)
-
-
-class Scratch(NamedTuple):
-    """What the kernels of the backward leave to each other, float32 (float64 for float64)."""
-
-    carries: Tensor  # (segments, state + 1, dim)
-    rates: Tensor  # (state, dim)
-    rows: Tensor  # (slots, groups, state, INTERVAL, 2)
-    sums: Tensor  # (segments, state + 2, dim), of dA, dD and the gradient of the bias
-    dBC: Tensor  # (blocks of channels, slots, state, 2 INTERVAL)
-
-
-def _backward_calls(
-    launches: BackwardLaunches,
-    inputs: ScanInputs,
-    kept: Tensor,
-    grad_y: Tensor,
-    outer: Tensor | None,
-    grads: ScanInputs,
-    scratch: Scratch,
-    table: Tensor | None,
-    firsts: Tensor | None,
-) -> list[_Call]:
-    """The launches of the backward in their order."""
-    u, delta, A, B, C, D, z, delta_bias, *_ = inputs
-    carries, rates, rows, sums, dBC = scratch
-    before: list[_Call] = [
-        (launches.segment_gradients, (delta, A, C, z, delta_bias, grad_y, carries, table)),
-        (launches.carry_gradients, (carries, A, outer, grads.initial_state, firsts)),
-    ]
-    gradients = (
-        u, delta, rates, D, z, delta_bias, rows, kept, grad_y, carries, outer,
-        grads.u, grads.delta, grads.z, sums, dBC, grads.initial_state, table,
-    )  # fmt: skip
-    return [
-        *([] if launches.whole else before),
-        (launches.arrange, (A, B, C, rates, rows, table)),
-        (launches.gradients, gradients),
-        (launches.sum_over_channels, (dBC, grads.B, grads.C, table)),
-        (launches.sum_over_segments, (sums, grads.A, grads.D, grads.delta_bias)),
-    ]
-
-
-def _calls_of_backward(inputs: ScanInputs, kept: Tensor, y: Tensor, chosen: Plan | None) -> list[_Call]:
-    """The launches that the backward of these inputs will take, if there is no gradient of the final state, with other
-    tensors of the same dtypes: for compiling them alone."""
-    layout = layout_of(inputs, grad_y=y)
-    _, length, dim = inputs.u.shape
-    launches = backward_launches(layout, chosen or plan(layout.sequences, length, dim, layout.state))
-    table, firsts = tables(inputs.cu_seqlens, length, launches.size, launches.segments)
-    scratch = Scratch(*[inputs.A] * len(Scratch._fields))
-    return _backward_calls(launches, inputs, kept, y, None, inputs, scratch, table, firsts)
+        carries = A.new_empty(launches.segments, state + 1, dim)
+        rates, rows = A.new_empty(state, dim), A.new_empty(launches.slots, groups, state, INTERVAL, 2)
+        sums = A.new_empty(launches.segments, state + 2, dim)  # of dA, dD and the gradient of the bias
+        dBC = A.new_empty(launches.channel_blocks, launches.slots, state, 2 * INTERVAL)
+        if not launches.whole:
+            launches.segment_gradients(delta, A, C, z, delta_bias, grad_y, carries, table)
+            launches.carry_gradients(carries, A, outer, grads.initial_state, firsts)
+        launches.arrange(A, B, C, rates, rows, table)
+        launches.gradients(
+            u, delta, rates, D, z, delta_bias, rows, kept[0], grad_y, carries, outer,
+            grads.u, grads.delta, grads.z, sums, dBC, grads.initial_state, table,
+        )  # fmt: skip
+        launches.sum_over_channels(dBC, grads.B, grads.C, table)
+        launches.sum_over_segments(sums, grads.A, grads.D, grads.delta_bias)
 
 
 def _readable(inputs: ScanInputs) -> ScanInputs:

@@ -122,7 +122,6 @@ class _Launches:
         )
         self.aligned = all(stride % 16 == 0 for stride in layout.strides[::2])  # over the batch
         self.whole = self.each == 1  # a sequence is one segment: nothing is carried
-        self.fresh = True  # nothing has been launched
 
     def blocks(self, walk: Walk) -> int:
         """Blocks of channels: none spans two groups."""
