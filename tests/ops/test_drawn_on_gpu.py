@@ -50,7 +50,7 @@ def draw_ssd(draw: Draw) -> Drawn:
     made = test_ssd.make(heads=groups * draw.choice((1, 3, 4)), headdim=headdim, state=state, groups=groups, **drawn)
 
     def run(**tensors: Any) -> tuple[Tensor, ...]:
-        return ssd(**tensors, dt_softplus=True, return_final_state=True, chunk_size=chunk)  # type: ignore[return-value]
+        return ssd(**tensors, dt_softplus=True, return_final_state=True, chunk_size=chunk)
 
     return run, {**made, "cu_seqlens": bounds}
 
@@ -62,7 +62,7 @@ def draw_selective_scan(draw: Draw) -> Drawn:
     made = test_selective_scan.make(dim=dim, state=state, groups=groups, **drawn)
 
     def run(**tensors: Any) -> tuple[Tensor, ...]:
-        return selective_scan(**tensors, delta_softplus=True, return_final_state=True)  # type: ignore[return-value]
+        return selective_scan(**tensors, delta_softplus=True, return_final_state=True)
 
     return run, {**made, "cu_seqlens": bounds}
 
@@ -76,7 +76,7 @@ def draw_causal_conv1d(draw: Draw) -> Drawn:
     activation = draw.choice((None, "silu"))
 
     def run(**tensors: Any) -> tuple[Tensor, ...]:
-        return causal_conv1d(**tensors, activation=activation, return_final_state=True)  # type: ignore[return-value]
+        return causal_conv1d(**tensors, activation=activation, return_final_state=True)
 
     return run, {**made, "cu_seqlens": bounds}
 
@@ -100,5 +100,5 @@ def draw_mamba3_scan(draw: Draw) -> Drawn:
 def test_drawn_inputs_agree_with_the_reference(operation: Callable[[Draw], Drawn], seed: int) -> None:
     draw = Draw(seed)
     run, tensors = operation(draw)
-    dtype = tensors[next(iter(tensors))].dtype  # type: ignore[union-attr]
+    dtype = tensors[next(iter(tensors))].dtype
     assert_backend_agrees(run, {name: t for name, t in tensors.items() if t is not None}, "triton", dtype)

@@ -56,7 +56,11 @@ def test_a_bound_launch_takes_the_tensors_alone() -> None:
 def test_what_triton_does_not_compile_is_launched_once_and_nothing_ahead_of_its_time() -> None:
     recorder = _Recorder()
     kernel = Kernel(recorder)
-    launched_together(lambda: kernel[(4,)](torch.zeros(3), 7, SIGN=-1), lambda: kernel[(5,)](torch.zeros(3), 7, SIGN=1))
+    launched_together(
+        torch.zeros(3),
+        lambda: kernel[(4,)](torch.zeros(3), 7, SIGN=-1),
+        lambda: kernel[(5,)](torch.zeros(3), 7, SIGN=1),
+    )
     assert [grid for grid, _, _ in recorder.launches] == [(4,)]
 
 
@@ -93,7 +97,7 @@ def launch(*widths):
         sum_tiles.bind((1, 1), 3, 5, WIDTH=width, BLOCK=32, TILES=64)(x, x, None)
 
 for _ in range(2):
-    launched_together(lambda: launch(2, 3), lambda: launch(4))
+    launched_together(x, lambda: launch(2, 3), lambda: launch(4))
 print(*((width, len(kernels)) for width, kernels in done), set(done[0][1]))
 """
 
@@ -149,7 +153,7 @@ def test_what_was_compiled_together_is_launched_as_it_is(monkeypatch: pytest.Mon
             kernel.bind((1,), 7, 3, SIGN=sign, BLOCK=64)(x, None, out)
 
     for _ in range(2):
-        launched_together(lambda: launch(1, -1), lambda: launch(1, -1, 2))
+        launched_together(x, lambda: launch(1, -1), lambda: launch(1, -1, 2))
         assert [float(out[0]) for out in outs] == [3.0, -3.0, 0.0]
         assert len(compiled) == 3
 

@@ -41,14 +41,8 @@ class Kernels:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    @functools.cached_property
-    def module(self) -> Any:
-        if interpreting():
-            _let_loops_run_to_computed_bounds()
-        return importlib.import_module(f"mambakit.ops.triton.{self.name}")
-
     def __getattr__(self, attribute: str) -> Any:
-        value = getattr(self.module, attribute)
+        value = getattr(_module(self.name), attribute)
         setattr(self, attribute, value)  # found at once from now on
         return value
 
@@ -57,31 +51,32 @@ class Operation(Kernels):
     """The same of a backend of `mambakit.ops.operator`: what a call finds not to be compiled is compiled side by side,
     and where gradients are asked for, with what the backward needs."""
 
-    @functools.cached_property
-    def _together(self) -> Any:
-        return importlib.import_module("mambakit.ops.triton.launch").launched_together
-
     def forward(self, inputs: Any, y: Tensor, final_state: Tensor, *kept: Tensor) -> None:
+        kernels = _module(self.name)
+
         def run() -> None:
-            self.module.forward(inputs, y, final_state, *kept)
+            kernels.forward(inputs, y, final_state, *kept)
 
         def ahead() -> None:
             if any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
-                self.module.backward(inputs, kept, y, None, type(inputs)(*map(_unfilled, inputs)))
+                kernels.backward(inputs, kept, y, None, type(inputs)(*map(_unfilled, inputs)))
 
-        self._together(run, ahead)
+        _module("launch").launched_together(y, run, ahead)
 
     def backward(
         self, inputs: Any, kept: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor | None, grads: Any
     ) -> None:
         def run() -> None:
-            self.module.backward(inputs, kept, grad_y, grad_final_state, grads)
+            _module(self.name).backward(inputs, kept, grad_y, grad_final_state, grads)
 
-        self._together(run, _nothing)
+        _module("launch").launched_together(grad_y, run)
 
 
-def _nothing() -> None:
-    pass
+@functools.cache
+def _module(name: str) -> Any:
+    if interpreting():
+        _let_loops_run_to_computed_bounds()
+    return importlib.import_module(f"mambakit.ops.triton.{name}")
 
 
 def _unfilled(value: Any) -> Tensor | None:

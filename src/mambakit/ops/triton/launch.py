@@ -126,10 +126,11 @@ def _ask(compile_kernel: Callable[[], object]) -> None:
     _now.noted.append(compile_kernel)
 
 
-def launched_together(run: Callable[[], None], ahead: Callable[[], None]) -> None:
-    """Call `run`, which launches kernels. Where one of them is not compiled, all that are not, and those that `ahead`
-    would launch, are compiled side by side first: one after another they would be what a first step takes. `run` is
-    called up to three times then, the last time to its end; what `ahead` fills means nothing.
+def launched_together(tensor: Tensor, run: Callable[[], None], ahead: Callable[[], None] = lambda: None) -> None:
+    """Call `run`, which launches kernels on the device of `tensor`. Where one of them is not compiled, all that are
+    not, and those that `ahead` would launch, are compiled side by side first: one after another they would be what a
+    first step takes. `run` is called up to three times then, the last time to its end; what `ahead` fills means
+    nothing.
     """
     if _now.asks:
         run()
@@ -142,7 +143,8 @@ def launched_together(run: Callable[[], None], ahead: Callable[[], None]) -> Non
         _now.noted = []
         run()
         ahead()
-        _compile_together(_now.noted)
+        with on_device_of(tensor):
+            _compile_together(_now.noted)
     finally:
         _now.asks, _now.noted = False, None
     run()

@@ -28,11 +28,11 @@ def arrange_rounds(
 ):  # fmt: skip
     """`rows` float32 (batch, GROUPS, rounds, SPLIT / 2, 2, N, 2): of a round of SPLIT steps the pairs, of each B and C,
     of these all states, and of each the two steps; nought past the end."""
-    turn = tl.program_id(0) % rounds
+    at = tl.program_id(0) % rounds
     group = tl.program_id(0) // rounds % GROUPS
     batch = (tl.program_id(0) // rounds // GROUPS).to(tl.int64)
     i, n = tl.arange(0, SPLIT)[:, None], tl.arange(0, PADDED)[None, :]
-    step = turn * SPLIT + i
+    step = at * SPLIT + i
     there = (step < length) & (n < N)
     source = ((batch * length + step) * GROUPS + group) * N + n
     target = rows + tl.program_id(0).to(tl.int64) * (2 * SPLIT * N) + i // 2 * (4 * N) + n * 2 + i % 2
