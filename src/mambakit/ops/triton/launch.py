@@ -135,19 +135,26 @@ def launched_together(tensor: Tensor, run: Callable[[], None], ahead: Callable[[
     if _now.asks:
         run()
         return
+    _now.asks = True
     try:
-        _now.asks = True
         run()
         return
     except _NotCompiled:
-        _now.noted = []
+        _note_and_compile(tensor, run, ahead)
+    finally:
+        _now.asks = False
+    run()
+
+
+def _note_and_compile(tensor: Tensor, run: Callable[[], None], ahead: Callable[[], None]) -> None:
+    _now.noted = []
+    try:
         run()
         ahead()
         with on_device_of(tensor):
             _compile_together(_now.noted)
     finally:
-        _now.asks, _now.noted = False, None
-    run()
+        _now.noted = None
 
 
 def _compile_together(kernels: Iterable[Callable[[], object]]) -> None:
