@@ -16,6 +16,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
+from mambakit.ops import ssd  # noqa: E402
 from mambakit.ops.triton.launch import Kernel, launched_together  # noqa: E402
 
 
@@ -156,6 +157,33 @@ def test_what_was_compiled_together_is_launched_as_it_is(monkeypatch: pytest.Mon
         launched_together(x, lambda: launch(1, -1), lambda: launch(1, -1, 2))
         assert [float(out[0]) for out in outs] == [3.0, -3.0, 0.0]
         assert len(compiled) == 3
+
+
+@pytest.mark.gpu
+def test_while_kernels_are_noted_none_is_launched_that_may_read_what_nobody_has_written() -> None:
+    kernel = Kernel(_plain)
+    x, unwritten = torch.ones(64, device="cuda"), torch.zeros(64, device="cuda")
+    kernel.bind((1,), 7, 3, SIGN=1, BLOCK=64)(x, None, torch.empty_like(x))
+
+    def ahead() -> None:  # compiled, as of another call
+        kernel.bind((1,), 7, 3, SIGN=1, BLOCK=64)(x, None, unwritten)
+
+    launched_together(x, lambda: kernel.bind((1,), 7, 3, SIGN=2, BLOCK=64)(x, None, torch.empty_like(x)), ahead)
+    assert not unwritten.any()
+
+
+@pytest.mark.gpu
+def test_where_no_gradients_are_asked_for_no_backward_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(triton.knobs.compilation, "listener", lambda *, src, **_: compiled.append(src.name))
+    x, dt = torch.randn(1, 5, 3, 24, device="cuda"), torch.rand(1, 5, 3, device="cuda")
+    A, D = -torch.rand(3, device="cuda", requires_grad=True), torch.ones(3, device="cuda", requires_grad=True)
+    B, C = torch.randn(2, 1, 5, 1, 16, device="cuda")
+    with torch.no_grad():
+        ssd(x, dt, A, B, C, D, backend="triton")
+    forwards = list(compiled)
+    ssd(x, dt, A, B, C, D, backend="triton").sum().backward()
+    assert forwards and set(compiled) > set(forwards)
 
 
 @pytest.mark.gpu

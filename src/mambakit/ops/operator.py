@@ -7,8 +7,9 @@ An operation is a NamedTuple of its inputs, a function that allocates its output
                                                     every differentiable input that was given and None elsewhere
 
 where `kept` is what the forward leaves for the backward. A backend that sets ABSENT_GRADIENTS takes None for the
-gradient of a final state that nothing depends on; the others get zeros. `register` makes of these the torch operators
-`mambakit::<name>` and `mambakit::<name>_backward`, so that torch.compile and torch.export see the operation whole.
+gradient of a final state that nothing depends on; the others get zeros. Where a backward is to follow, one that has
+`forward_of_two` is called by that. `register` makes of these the torch operators `mambakit::<name>` and
+`mambakit::<name>_backward`, so that torch.compile and torch.export see the operation whole.
 Under torch.vmap one that `mambakit.ops.folding` knows runs once for all models; gradients are taken outside of it.
 """
 
@@ -61,8 +62,10 @@ def register(
 
     def results(inputs: Inputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
         filled = outputs(inputs, keep, backend)
+        kernels = backends[backend]
+        fill = getattr(kernels, "forward_of_two", kernels.forward) if keep else kernels.forward
         with _as_given(filled[0]):
-            backends[backend].forward(inputs, *filled)
+            fill(inputs, *filled)
         return filled
 
     def forward(*args: Any) -> tuple[Tensor, ...]:

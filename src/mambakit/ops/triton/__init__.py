@@ -49,17 +49,23 @@ class Kernels:
 
 class Operation(Kernels):
     """The same of a backend of `mambakit.ops.operator`: what a call finds not to be compiled is compiled side by side,
-    and where gradients are asked for, with what the backward needs."""
+    and by `forward_of_two` with what the backward needs."""
 
     def forward(self, inputs: Any, y: Tensor, final_state: Tensor, *kept: Tensor) -> None:
+        def run() -> None:
+            _module(self.name).forward(inputs, y, final_state, *kept)
+
+        _module("launch").launched_together(y, run)
+
+    def forward_of_two(self, inputs: Any, y: Tensor, final_state: Tensor, *kept: Tensor) -> None:
+        """The forward of a call whose gradients are asked for."""
         kernels = _module(self.name)
 
         def run() -> None:
             kernels.forward(inputs, y, final_state, *kept)
 
         def ahead() -> None:
-            if any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
-                kernels.backward(inputs, kept, y, None, type(inputs)(*map(_unfilled, inputs)))
+            kernels.backward(inputs, kept, y, None, type(inputs)(*map(_unfilled, inputs)))
 
         _module("launch").launched_together(y, run, ahead)
 

@@ -70,7 +70,12 @@ class Kernel:
         ordinary = self.function[grid]
         small = not numbers or (max(numbers) <= LARGEST and min(numbers) >= -LARGEST)
         if not (self._direct and small):
-            return lambda *tensors: ordinary(*tensors, *numbers, **constants)
+
+            def launch_as_ever(*tensors: Tensor | None) -> None:
+                if _now.noted is None:
+                    ordinary(*tensors, *numbers, **constants)
+
+            return launch_as_ever
         classes = [
             (2 if number == 1 else number & 15 == 0) if specialised else None
             for number, specialised in zip(numbers, self._specialised[self._given - len(numbers) :], strict=True)
@@ -81,6 +86,15 @@ class Kernel:
         compiled, active, runtime = self._compiled, driver.active, triton.knobs.runtime
 
         def launch(*tensors: Tensor | None) -> None:
+            device = active.get_current_device()
+            key = (device, *[None if tensor is None else tensor.dtype for tensor in tensors], form)
+            if _now.noted is not None:
+                if key not in compiled:
+                    dtypes = key[1:-1]
+                    _now.noted.append(
+                        functools.partial(self.function.warmup, *dtypes, *numbers, grid=grid, **constants)
+                    )
+                return
             pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
             bits = 0
             for pointer in pointers:
@@ -89,13 +103,10 @@ class Kernel:
             if bits & 15 or runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:
                 ordinary(*tensors, *numbers, **constants)
                 return
-            device = active.get_current_device()
-            key = (device, *[None if tensor is None else tensor.dtype for tensor in tensors], form)
             found = compiled.get(key)
             if not found:
                 if found is None and _now.asks:
-                    _ask(functools.partial(self.function.warmup, *key[1:-1], *numbers, grid=grid, **constants))
-                    return
+                    raise _NotCompiled
                 kernel = ordinary(*tensors, *numbers, **constants)
                 if found is None:
                     compiled[key] = _direct_launch(kernel)
@@ -109,8 +120,8 @@ class Kernel:
 class _Now(threading.local):
     """What becomes of a launch whose kernel is not compiled yet, in this thread."""
 
-    asks = False  # it asks first: raises `_NotCompiled`, or is noted
-    noted: list[Callable[[], object]] | None = None  # what compiles what was not launched
+    asks = False  # it raises `_NotCompiled`
+    noted: list[Callable[[], object]] | None = None  # what compiles it goes here, and nothing at all is launched
 
 
 _now = _Now()
@@ -120,17 +131,12 @@ class _NotCompiled(Exception):
     """A launch would have to compile its kernel."""
 
 
-def _ask(compile_kernel: Callable[[], object]) -> None:
-    if _now.noted is None:
-        raise _NotCompiled
-    _now.noted.append(compile_kernel)
-
-
 def launched_together(tensor: Tensor, run: Callable[[], None], ahead: Callable[[], None] = lambda: None) -> None:
     """Call `run`, which launches kernels on the device of `tensor`. Where one of them is not compiled, all that are
     not, and those that `ahead` would launch, are compiled side by side first: one after another they would be what a
-    first step takes. `run` is called up to three times then, the last time to its end; what `ahead` fills means
-    nothing.
+    first step takes. `run` is called up to three times then: until it meets the first of them, to note all, and to its
+    end. What is noted launches nothing, for one kernel may read where another has written what to read; so `ahead` may
+    be given memory that nobody has filled.
     """
     if _now.asks:
         run()
