@@ -4,7 +4,7 @@ Bounds are ratios of norms, ||got - expected|| / ||expected||: float32 1e-5 for 
 rounding of the stored dtype for the half-precision ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,19 @@ def assert_backend_agrees(
 
     `tensors` are taken in the dtypes they have; `dtype` names the bounds. The reference gets the same values.
     """
+    for name, got, expected, is_gradient in compared(operation, tensors, backend, differentiable):
+        assert_close(name, got, expected, dtype, is_gradient)
+
+
+def assert_close(name: str, got: Tensor, expected: Tensor, dtype: torch.dtype, is_gradient: bool) -> None:
+    found = error(got, expected)
+    assert found <= (GRADIENT_BOUND if is_gradient else OUTPUT_BOUND)[dtype], f"{name}: {found:.1e}"
+
+
+def compared(
+    operation: Operation, tensors: Tensors, backend: str, differentiable: Sequence[str] | None = None
+) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
+    """Every output, and then every gradient, by name: of the backend, of the reference, and whether it is a gradient."""
     names = [name for name, tensor in tensors.items() if tensor is not None and tensor.is_floating_point()]
     names = names if differentiable is None else [name for name in names if name in differentiable]
     mine = {name: _leaf(tensor) for name, tensor in tensors.items()}
@@ -47,14 +60,14 @@ def assert_backend_agrees(
     got = operation(**mine, backend=backend)
     expected = operation(**exact, backend="reference")
     for index, (a, b) in enumerate(zip(got, expected, strict=True)):
-        assert error(a, b) <= OUTPUT_BOUND[dtype], f"output {index}: {error(a, b):.1e}"
+        yield f"output {index}", a, b, False
 
     # In the dtype of the outputs, for both alike: what rounding takes off a gradient is none of the backend's errors.
     grads = [torch.randn_like(b).to(a.dtype) for a, b in zip(got, expected, strict=True)]
     got_grads = _gradients(got, [mine[name] for name in names], grads)
     expected_grads = _gradients(expected, [exact[name] for name in names], grads)
     for name, a, b in zip(names, got_grads, expected_grads, strict=True):
-        assert error(a, b) <= GRADIENT_BOUND[dtype], f"gradient of {name}: {error(a, b):.1e}"
+        yield f"gradient of {name}", a, b, True
 
 
 def _gradients(outputs: Sequence[Tensor], leaves: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
