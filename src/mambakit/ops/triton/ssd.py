@@ -179,14 +179,15 @@ def _backward(
             _walk_back(inputs, launches, tables, runs, dy, ending, state_grads, grads.initial_state)
 
         has_states = states.shape[0] > 0
-        pairs = A.new_empty(launches.splits, layout.chunks, B.shape[2], layout.chunk, layout.chunk)
+        pairs = A.new_empty(launches.pair_splits, layout.chunks, B.shape[2], layout.chunk, layout.chunk)
         steps = A.new_empty(4, heads, layout.places)
         through = A.new_empty(heads, layout.chunks)
         dD = A if D is None else A.new_empty(layout.chunks, *D.shape)
-        launches.bind("gradients", states=has_states, state_grads=state_grads is not None)(
-            x, B, C, given_or(z, x), given_or(D, A), dy, runs, states, given_or(state_grads, x), grads.x, pairs,
-            given_or(grads.z, x), dD, steps, through, chunk_table,
+        launches.bind("values", states=has_states, state_grads=state_grads is not None)(
+            x, B, C, given_or(z, x), given_or(D, A), dy, runs, states, given_or(state_grads, x), grads.x,
+            given_or(grads.z, x), steps, through, chunk_table,
         )  # fmt: skip
+        launches.bind("pairs")(x, B, C, given_or(z, x), dy, runs, pairs, dD, steps, chunk_table)
         for v, keys, gate, of_states, total, source in (
             (x, C, x, state_grads, grads.B, True),
             (dy, B, given_or(z, x), states if has_states else None, grads.C, False),

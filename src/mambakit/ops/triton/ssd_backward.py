@@ -34,23 +34,23 @@ from mambakit.ops.triton.ssd_layout import chunk_place
 from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 _RUN_TIME = ["length", "chunks_of_sequence", "chunks", "heads", "splits", "heads_of_program"]
+_RUN_TIME_STRIDES = ["x_batch", "B_batch", "C_batch", "z_batch"]
 
 
 @Kernel
-@triton.jit(do_not_specialize=[*_RUN_TIME, "x_batch", "B_batch", "C_batch", "z_batch"])
-def chunk_gradients(
-    x, B, C, z, D, dy, runs, states, state_grads, dx, dpairs, dz, dD, steps, through, table,
+@triton.jit(do_not_specialize=[*_RUN_TIME, *_RUN_TIME_STRIDES])
+def value_gradients(
+    x, B, C, z, D, dy, runs, states, state_grads, dx, dz, steps, through, table,
     x_batch, x_row, x_head, B_batch, B_row, B_group, C_batch, C_row, C_group, z_batch, z_row, z_head, D_head, D_row,
     length, chunks_of_sequence, chunks, heads, headdim, state, share, splits, heads_of_program,
     BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr,
     HAS_Z: tl.constexpr, HAS_D: tl.constexpr, HAS_STATES: tl.constexpr, HAS_STATE_GRADS: tl.constexpr,
     FINE: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Fill dx, dz, the sums of dt_j R_ji over each program's heads: dpairs (splits, chunks, groups, CHUNK, CHUNK), and
-    for each chunk what it adds to dD (chunks, heads, headdim).
+    """Fill dx, dz, what each chunk adds to dD (chunks, heads, headdim), what the states before and after it give to
+    `steps` (4, heads, places): across, dscale and sent, and `through` (heads, chunks).
 
-    states and state_grads are (chunks, heads, state, headdim); dy, dx, dz are contiguous. steps is (4, heads, places):
-    across, dscale, sent and within; through is (heads, chunks).
+    states and state_grads are (chunks, heads, state, headdim); dy, dx, dz are contiguous.
 
     The states lack where they are zero, and so do their gradients. In float32 they are multiplied in pieces of PIECE
     rows: what is split for tf32 overflows the registers otherwise.
@@ -71,8 +71,7 @@ def chunk_gradients(
     chunks_wide = chunks.to(tl.int64)
     whole = chunks_wide * heads
 
-    across, dscale = steps, steps + whole * CHUNK
-    sent, within = steps + 2 * whole * CHUNK, steps + 3 * whole * CHUNK
+    across, dscale, sent = steps, steps + whole * CHUNK, steps + 2 * whole * CHUNK
     later = step[None, :] >= step[:, None]
     if PIECE < BLOCK_N:
         scores = scores_of(B_at, B_row, C_at, C_row, in_rows, state, CHUNK, BLOCK_N, PIECE, PRECISION)
@@ -80,28 +79,21 @@ def chunk_gradients(
         Bs = tl.load(B_at + step[:, None] * B_row + n[None, :], mask=in_B, other=0.0)
         Cs = tl.load(C_at + step[:, None] * C_row + n[None, :], mask=in_B, other=0.0)
         scores = product(Bs, tl.trans(Cs), None, PRECISION)
-    dscores = tl.zeros([CHUNK, CHUNK], tl.float32)
     first = group * share + split * heads_of_program
     end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
     for head in tl.range(first, end_head, num_stages=STAGES):
         place = (chunks_wide * head + chunk) * CHUNK
         coarse, fine, last_coarse, last_fine = load_runs(runs, place, whole * CHUNK, step, CHUNK, FINE)
         dt = tl.load(runs + 2 * whole * CHUNK + place + step)
-        decay = decay_between(coarse[None, :], coarse[:, None], fine[None, :], fine[:, None], FINE)
-        decay = tl.where(later, decay, 0.0)
-
-        reach = tl.zeros([CHUNK, CHUNK], tl.float32)
         across_i = tl.zeros([CHUNK], tl.float32)
         written_in = tl.zeros([CHUNK], tl.float32)
         kept = 0.0
         for block in tl.range(0, BLOCKS, num_stages=STAGES):
+            # Tiles are loaded from shared memory where they are named: late, so that few are in registers at once.
             p = block * BLOCK_P + tl.arange(0, BLOCK_P)
             in_p = p < headdim
             in_x = in_rows[:, None] & in_p[None, :]
-            xs = tl.load(x_base + head * x_head + step[:, None] * x_row + p[None, :], mask=in_x, other=0.0)
-            dy_at = dy_base + head * headdim + step[:, None] * (heads * headdim) + p[None, :]
-            dys = tl.load(dy + dy_at, mask=in_x, other=0.0)
-            S_at = (chunk * heads + head) * headdim * state + p[None, :]
+            state_at = (chunk * heads + head) * headdim * state
             read = tl.zeros([CHUNK, BLOCK_P], tl.float32)
             moved = tl.zeros([CHUNK, BLOCK_P], tl.float32)
             if PIECE < BLOCK_N:
@@ -110,58 +102,121 @@ def chunk_gradients(
                         m = at + tl.arange(0, PIECE)
                         in_piece = in_rows[:, None] & (m < state)[None, :]
                         in_state = (m < state)[:, None] & in_p[None, :]
+                        in_states = m[:, None] * headdim + p[None, :]
                         if HAS_STATES:
                             Cs = tl.load(C_at + step[:, None] * C_row + m[None, :], mask=in_piece, other=0.0)
-                            S = tl.load(states + S_at + m[:, None] * headdim, mask=in_state, other=0.0)
+                            S = tl.load(states + state_at + in_states, mask=in_state, other=0.0)
                             read = product(Cs, S, read, PRECISION)
                         if HAS_STATE_GRADS:
                             Bs = tl.load(B_at + step[:, None] * B_row + m[None, :], mask=in_piece, other=0.0)
-                            G = tl.load(state_grads + S_at + m[:, None] * headdim, mask=in_state, other=0.0)
+                            G = tl.load(state_grads + state_at + in_states, mask=in_state, other=0.0)
                             moved = product(Bs, G, moved, PRECISION)
                         if HAS_STATES and HAS_STATE_GRADS:
                             kept += tl.sum(tl.sum(S * G, 1), 0)
             else:
                 in_state = in_n[:, None] & in_p[None, :]
+                in_states = n[:, None] * headdim + p[None, :]
                 if HAS_STATES:
-                    S = tl.load(states + S_at + n[:, None] * headdim, mask=in_state, other=0.0)
-                    read = product(Cs, S, None, PRECISION)
+                    S = tl.load(states + state_at + in_states, mask=in_state, other=0.0)
                 if HAS_STATE_GRADS:
-                    G = tl.load(state_grads + S_at + n[:, None] * headdim, mask=in_state, other=0.0)
+                    G = tl.load(state_grads + state_at + in_states, mask=in_state, other=0.0)
                 if HAS_STATES and HAS_STATE_GRADS:
                     kept += tl.sum(tl.sum(S.to(tl.float32) * G.to(tl.float32), 1), 0)
+                if HAS_STATES:
+                    read = product(Cs, S, None, PRECISION)
+                if HAS_STATE_GRADS:
+                    moved = product(Bs, G, None, PRECISION)
+            in_dy = step[:, None] * (heads * headdim) + p[None, :]
+            dy_at = dy_base + head * headdim
+            dys = tl.load(dy + dy_at + in_dy, mask=in_x, other=0.0)
             if HAS_STATES:
                 read *= decay_from_start(coarse, fine, FINE)[:, None]
+                if not HAS_Z:
+                    across_i += tl.sum(read * dys, 1)
+            xs = tl.load(x_base + head * x_head + (step[:, None] * x_row + p[None, :]), mask=in_x, other=0.0)
+            if HAS_STATE_GRADS:
+                moved *= decay_between(last_coarse, coarse, last_fine, fine, FINE)[:, None]
+                written_in += tl.sum(moved * xs, 1)
+            decay = decay_between(coarse[None, :], coarse[:, None], fine[None, :], fine[:, None], FINE)
+            reached = tl.where(later, scores * decay, 0.0)
             if HAS_D:
                 skip = tl.load(D + head * D_head + p * D_row, mask=in_p, other=0.0)
             if HAS_Z:
-                zs = tl.load(z_base + head * z_head + step[:, None] * z_row + p[None, :], mask=in_x, other=0.0)
+                zs = tl.load(z_base + head * z_head + (step[:, None] * z_row + p[None, :]), mask=in_x, other=0.0)
                 zs = zs.to(tl.float32)
                 on = 1.0 / (1.0 + tl.exp(-zs))
-                weighed = tl.trans(rounded(scores * decay * dt[:, None], xs, PRECISION))
+                weighed = tl.trans(rounded(reached * dt[:, None], xs, PRECISION))
                 out = product(weighed, xs, read, PRECISION)
                 if HAS_D:
                     out += skip[None, :] * xs
-                tl.store(dz + dy_at, dys * out * (on * (1.0 + zs * (1.0 - on))), mask=in_x)
+                tl.store(dz + dy_at + in_dy, dys * out * (on * (1.0 + zs * (1.0 - on))), mask=in_x)
                 dys = rounded(dys * (zs * on), xs, PRECISION)
+                if HAS_STATES:
+                    across_i += tl.sum(read * dys, 1)
+            dxs = product(rounded(reached, xs, PRECISION), dys, moved, PRECISION) * dt[:, None]
+            if HAS_D:
+                dxs += skip[None, :] * dys
+            tl.store(dx + dy_at + in_dy, dxs, mask=in_x)
+
+        tl.store(across + place + step, across_i)
+        tl.store(dscale + place + step, written_in)
+        tl.store(sent + place + step, dt * written_in)
+        tl.store(through + chunks_wide * head + chunk, kept * decay_from_start(last_coarse, last_fine, FINE))
+
+
+@Kernel
+@triton.jit(do_not_specialize=[*_RUN_TIME, *_RUN_TIME_STRIDES])
+def pair_gradients(
+    x, B, C, z, dy, runs, dpairs, dD, steps, table,
+    x_batch, x_row, x_head, B_batch, B_row, B_group, C_batch, C_row, C_group, z_batch, z_row, z_head,
+    length, chunks_of_sequence, chunks, heads, headdim, state, share, splits, heads_of_program,
+    BLOCKS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, PIECE: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_D: tl.constexpr, FINE: tl.constexpr, PACKED: tl.constexpr, ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Fill the sums of dt_j R_ji over each program's heads, dpairs (splits, chunks, groups, CHUNK, CHUNK), and add to
+    `steps` of `value_gradients` what pairs of steps give: to across and dscale, in float32 to within and not across."""
+    groups = heads // share
+    group, split, chunk = _place_of_heads(groups, splits)
+    batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
+    step = tl.arange(0, CHUNK)
+    rows, sequence = start.to(tl.int64), batch.to(tl.int64)
+    in_rows = step < end - start
+    B_at = rows_at(B, sequence, rows, B_batch, B_row, ALIGN) + group * B_group
+    C_at = rows_at(C, sequence, rows, C_batch, C_row, ALIGN) + group * C_group
+    x_base = rows_at(x, sequence, rows, x_batch, x_row, ALIGN)
+    z_base = rows_at(z, sequence, rows, z_batch, z_row, ALIGN)
+    dy_base = (sequence * length + rows) * heads * headdim
+    chunks_wide = chunks.to(tl.int64)
+    whole = chunks_wide * heads
+
+    across, dscale, within = steps, steps + whole * CHUNK, steps + 3 * whole * CHUNK
+    later = step[None, :] >= step[:, None]
+    scores = scores_of(B_at, B_row, C_at, C_row, in_rows, state, CHUNK, BLOCK_N, PIECE, PRECISION)
+    dscores = tl.zeros([CHUNK, CHUNK], tl.float32)
+    first = group * share + split * heads_of_program
+    end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
+    for head in tl.range(first, end_head, num_stages=STAGES):
+        place = (chunks_wide * head + chunk) * CHUNK
+        coarse, fine, _, _ = load_runs(runs, place, whole * CHUNK, step, CHUNK, FINE)
+        dt = tl.load(runs + 2 * whole * CHUNK + place + step)
+        reach = tl.zeros([CHUNK, CHUNK], tl.float32)
+        for block in tl.range(0, BLOCKS, num_stages=STAGES):
+            p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+            in_p = p < headdim
+            in_x = in_rows[:, None] & in_p[None, :]
+            xs = tl.load(x_base + head * x_head + (step[:, None] * x_row + p[None, :]), mask=in_x, other=0.0)
+            in_dy = step[:, None] * (heads * headdim) + p[None, :]
+            dys = tl.load(dy + dy_base + head * headdim + in_dy, mask=in_x, other=0.0)
+            if HAS_Z:
+                zs = tl.load(z_base + head * z_head + (step[:, None] * z_row + p[None, :]), mask=in_x, other=0.0)
+                dys = rounded(dys * silu(zs.to(tl.float32)), xs, PRECISION)
             if HAS_D:
                 dD_at = (chunk * heads + head) * headdim + p
                 tl.store(dD + dD_at, tl.sum(dys.to(tl.float32) * xs.to(tl.float32), 0), mask=in_p)
             reach = product(xs, tl.trans(dys), reach, PRECISION)
-            if HAS_STATES:
-                across_i += tl.sum(read * dys, 1)
-            # Scaled apart: a sum of the two products would be one accumulator, and in the layout of neither.
-            dxs = product(rounded(scores * decay, xs, PRECISION), dys, None, PRECISION) * dt[:, None]
-            if HAS_STATE_GRADS:
-                if PIECE >= BLOCK_N:
-                    moved = product(Bs, G, None, PRECISION)
-                moved *= decay_between(last_coarse, coarse, last_fine, fine, FINE)[:, None]
-                written_in += tl.sum(moved * xs, 1)
-                dxs += moved * dt[:, None]
-            if HAS_D:
-                dxs += skip[None, :] * dys
-            tl.store(dx + dy_at, dxs, mask=in_x)
-
-        reach *= decay
+        decay = decay_between(coarse[None, :], coarse[:, None], fine[None, :], fine[:, None], FINE)
+        reach = tl.where(later, reach * decay, 0.0)
         dscores += reach * dt[:, None]
         pairs = reach * scores
         as_source = tl.sum(pairs, 1)
@@ -169,11 +224,9 @@ def chunk_gradients(
             passed = tl.cumsum(pairs * dt[:, None], 1, reverse=True)  # by source j and k: to the targets from k on
             tl.store(within + place + step, tl.sum(tl.where(step[None, :] > step[:, None], passed, 0.0), 0))
         else:
-            across_i += tl.sum(pairs * dt[:, None], 0) - dt * as_source
-        tl.store(across + place + step, across_i)
-        tl.store(dscale + place + step, as_source + written_in)
-        tl.store(sent + place + step, dt * written_in)
-        tl.store(through + chunks_wide * head + chunk, kept * decay_from_start(last_coarse, last_fine, FINE))
+            from_pairs = tl.sum(pairs * dt[:, None], 0) - dt * as_source
+            tl.store(across + place + step, tl.load(across + place + step) + from_pairs)
+        tl.store(dscale + place + step, tl.load(dscale + place + step) + as_source)
 
     dpairs_at = dpairs + ((chunks_wide * split + chunk) * groups + group) * CHUNK * CHUNK
     tl.store(dpairs_at + step[:, None] * CHUNK + step[None, :], dscores)

@@ -15,7 +15,7 @@ from mambakit.ops.inputs import SsdInputs
 from mambakit.ops.triton import interpreting
 from mambakit.ops.triton.counting import ceil_div, power_of_two
 from mambakit.ops.triton.launch import LARGEST, float32_products, processors_of
-from mambakit.ops.triton.ssd_backward import chunk_gradients, key_gradients, sum_splits
+from mambakit.ops.triton.ssd_backward import key_gradients, pair_gradients, sum_splits, value_gradients
 from mambakit.ops.triton.ssd_forward import walk_outputs, walk_states
 from mambakit.ops.triton.ssd_layout import NO_TABLES, Layout, Tables, cut, cut_pack
 from mambakit.ops.triton.ssd_limits import chunk_of
@@ -39,21 +39,32 @@ class Configuration(NamedTuple):
     block_states: int
     warps_states: int
     stages_states: int
-    block_gradients: int
-    warps_gradients: int
-    stages_gradients: int
+    block_values: int
+    warps_values: int
+    stages_values: int
+    block_pairs: int
+    warps_pairs: int
+    stages_pairs: int
     block_keys: int
     warps_keys: int
     stages_keys: int
     programs_wanted: int  # to fill the chip
+    programs_of_heads: int  # the same where a program has no more to leave for having more heads
 
 
-def configuration(headdim: int, state: int, dtype: torch.dtype, processors: int) -> Configuration:
-    """The shape class is the dtype and the size of a state."""
+def configuration(
+    headdim: int, state: int, dtype: torch.dtype, gate: bool, chunk: int, processors: int
+) -> Configuration:
+    """The shape class is the dtype, the sizes of a state and a chunk, and whether there is a gate.
+
+    Tiles of half precision that are 32 wide are a quarter faster, and right where they were measured; elsewhere Triton
+    3.6 on Hopper has made wrong numbers of some.
+    """
     wide, large = dtype == torch.float32, state > 128
     whole = power_of_two(headdim, 16)
     block = min(whole, 64)
     narrow = min(whole, 16 if large else 32) if wide else block
+    measured = not wide and not gate and chunk == 64 and power_of_two(state, 16) == 128
     return Configuration(
         block_outputs=min(block, 32) if wide and large else block,
         warps_outputs=8 if wide or large else 4,
@@ -63,13 +74,17 @@ def configuration(headdim: int, state: int, dtype: torch.dtype, processors: int)
         block_states=narrow,
         warps_states=8 if wide or large else 4,
         stages_states=1 if wide or large else 4,
-        block_gradients=block,
-        warps_gradients=8,
-        stages_gradients=1 if wide or large else 3,
+        block_values=min(block, 32) if measured else block,
+        warps_values=8 if wide or large or gate else 4,
+        stages_values=1 if wide or large else 2,
+        block_pairs=block,
+        warps_pairs=8 if wide else 4,
+        stages_pairs=1 if wide else 3 if measured else 2,
         block_keys=narrow,
         warps_keys=8 if wide or large else 4,
         stages_keys=1 if wide or large else 3,
         programs_wanted=2 * processors,
+        programs_of_heads=8 * processors,
     )
 
 
@@ -129,13 +144,13 @@ def launches_of(inputs: SsdInputs) -> tuple["Launches", Tables]:
     chunk = chunk_of(inputs.chunk_size, shape.length, shape.dtype)
     if inputs.cu_seqlens is None:
         return _launches(shape, chunk), NO_TABLES
-    layout, tables = cut_pack(shape.length, inputs.cu_seqlens, chunk, *_programs(shape))
+    layout, tables = cut_pack(shape.length, inputs.cu_seqlens, chunk, *_programs(shape, chunk))
     return _launches_of_pack(shape, layout), tables
 
 
 @functools.lru_cache(maxsize=512)
 def _launches(shape: Shape, chunk: int) -> "Launches":
-    return Launches(shape, cut(shape.batch, shape.length, chunk, *_programs(shape)))
+    return Launches(shape, cut(shape.batch, shape.length, chunk, *_programs(shape, chunk)))
 
 
 @functools.lru_cache(maxsize=512)
@@ -143,10 +158,14 @@ def _launches_of_pack(shape: Shape, layout: Layout) -> "Launches":
     return Launches(shape, layout)
 
 
+def _configuration(shape: Shape, chunk: int) -> Configuration:
+    return configuration(shape.headdim, shape.state, shape.dtype, shape.gate, chunk, shape.processors)
+
+
 @functools.lru_cache(maxsize=512)
-def _programs(shape: Shape) -> tuple[int, int]:
+def _programs(shape: Shape, chunk: int) -> tuple[int, int]:
     """How many programs a segment takes, and how many fill the chip."""
-    config = configuration(shape.headdim, shape.state, shape.dtype, shape.processors)
+    config = _configuration(shape, chunk)
     return shape.heads * ceil_div(shape.headdim, config.block_outputs), config.programs_wanted
 
 
@@ -155,7 +174,7 @@ class Launches:
 
     def __init__(self, shape: Shape, layout: Layout) -> None:
         self.shape, self.layout = shape, layout
-        self.config = configuration(shape.headdim, shape.state, shape.dtype, shape.processors)
+        self.config = _configuration(shape, layout.chunk)
         self.fine = shape.dtype == torch.float32
         self.single = not shape.packed and layout.chunks_of_sequence == 1
         self.block_state = power_of_two(shape.state, 16)
@@ -167,9 +186,9 @@ class Launches:
         self.far_apart = max(per_head) * shape.heads > LARGEST  # for kernels that count heads in 32 bits
         self.dy_strides = (shape.length * shape.heads * shape.headdim, shape.heads * shape.headdim, shape.headdim)
         self.share = shape.heads // shape.groups
-        self.splits, self.heads_of_program = _split(
-            self.share, max(1, layout.chunks * shape.groups), self.config.programs_wanted
-        )
+        programs = max(1, layout.chunks * shape.groups)
+        self.splits, self.heads_of_program = _split(self.share, programs, self.config.programs_wanted)
+        self.pair_splits, self.heads_of_pairs = _split(self.share, programs, self.config.programs_of_heads)
         self.bind = functools.cache(self._bind)
 
     def _bind(self, name: str, **case: bool) -> Callable[..., None]:
@@ -245,14 +264,24 @@ class Launches:
             num_warps=config.warps_states,
         )  # fmt: skip
 
-    def _gradients(self, states: bool, state_grads: bool) -> Callable[..., None]:
+    def _values(self, states: bool, state_grads: bool) -> Callable[..., None]:
         shape, layout, config = self.shape, self.layout, self.config
-        return chunk_gradients.bind(
-            (shape.groups * self.splits * layout.chunks,), *shape.x_strides, *shape.B_strides, *shape.C_strides,
-            *shape.z_strides, *shape.D_strides, *self._numbers(), self.splits, self.heads_of_program,
-            **self._constants(config.block_gradients), BLOCKS=ceil_div(shape.headdim, config.block_gradients),
+        return value_gradients.bind(
+            (shape.groups * self.pair_splits * layout.chunks,), *shape.x_strides, *shape.B_strides, *shape.C_strides,
+            *shape.z_strides, *shape.D_strides, *self._numbers(), self.pair_splits, self.heads_of_pairs,
+            **self._constants(config.block_values), BLOCKS=ceil_div(shape.headdim, config.block_values),
             PACKED=shape.packed, PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip, HAS_STATES=states,
-            HAS_STATE_GRADS=state_grads, STAGES=config.stages_gradients, num_warps=config.warps_gradients,
+            HAS_STATE_GRADS=state_grads, STAGES=config.stages_values, num_warps=config.warps_values,
+        )  # fmt: skip
+
+    def _pairs(self) -> Callable[..., None]:
+        shape, layout, config = self.shape, self.layout, self.config
+        return pair_gradients.bind(
+            (shape.groups * self.pair_splits * layout.chunks,), *shape.x_strides, *shape.B_strides, *shape.C_strides,
+            *shape.z_strides, *self._numbers(), self.pair_splits, self.heads_of_pairs,
+            **self._constants(config.block_pairs), BLOCKS=ceil_div(shape.headdim, config.block_pairs),
+            PACKED=shape.packed, PIECE=self.piece, HAS_Z=shape.gate, HAS_D=shape.skip, STAGES=config.stages_pairs,
+            num_warps=config.warps_pairs,
         )  # fmt: skip
 
     def _keys(self, source: bool, states: bool) -> Callable[..., None]:
@@ -263,7 +292,7 @@ class Launches:
             constants["ALIGN"] = 1
         return key_gradients.bind(
             (shape.groups * self.splits * layout.chunks,), *strides, *shape.z_strides, *self._numbers(), self.splits,
-            self.heads_of_program, shape.batch * shape.length, self.splits,
+            self.heads_of_program, shape.batch * shape.length, self.pair_splits,
             **constants, BLOCKS=ceil_div(shape.headdim, config.block_keys), PACKED=shape.packed, SOURCE=source,
             HAS_Z=shape.gate and not source, HAS_STATES=states, STAGES=config.stages_keys, num_warps=config.warps_keys,
         )  # fmt: skip
