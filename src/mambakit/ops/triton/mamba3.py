@@ -2,9 +2,9 @@
 
 Forward: what the steps weigh, chunk by chunk (prepare), angles before every chunk (carry_turns), keys and queries of
 every head (mamba3_keys), and one walk along the chunks, the state in registers (mamba3_outputs), that keeps the state
-before every chunk for the backward. Backward: the gradient of the state after every chunk (mamba3_walk), then all
-gradients of a chunk in one kernel (mamba3_gradients), of B and C from those of keys and queries (mamba3_keys), and of
-speeds and steps from those of the angles (mamba3_angles).
+before every chunk for the backward. Backward: the gradient of the state after every chunk (mamba3_walk), then those of
+values and gates of a chunk (mamba3_gradients) and of its keys and queries (mamba3_pairs), of B and C from these
+(mamba3_keys), and of speeds and steps from those of the angles (mamba3_angles).
 
 A sequence that fits into one chunk and begins afresh has no state before it, and where nothing depends on its last
 state no gradient after it: such states are neither kept nor multiplied, and no walk goes back.
@@ -13,8 +13,9 @@ The account for (batch, length, heads, headdim, state) = (8, 2048, 32, 64, 128) 
 and 32 pairs that turn. x, z, B, C and y once are 210 MB. Keys and queries of every head are 268 MB, states 134 MB.
 Forward: keys and queries written and read, x and z read, y written: 0.74 GB, and 134 MB of states that are kept.
 Backward: keys and queries written again; queries, z, grad_y read and the states' gradients written; then all of these
-read, grad_x and grad_z written (67 MB each), the gradients of keys and queries written and read (268 MB each way),
-those of the angles (67 MB each way): 2.2 GB. Products are 38 GFLOP forward and 110 GFLOP backward, below the bytes.
+read twice, grad_x and grad_z written (67 MB each), the gradients of keys and queries written and read (268 MB each
+way), those of the angles (67 MB each way): 2.9 GB. Products are 38 GFLOP forward and 119 GFLOP backward, below the
+bytes.
 """
 
 import torch
@@ -85,11 +86,15 @@ def _backward(
         grad_angles = scan.wide.new_empty(size.rows, size.heads, size.pairs)
     grad_keys, grad_queries = torch.empty_like(keys), torch.empty_like(queries)
     stateless = kept_states is None and kept_grads is None
-    launch = scan.launches.gradients_without_states if stateless else scan.launches.gradients
-    launch(
-        scan.x, keys, queries, scan.z, grad_y, scan.up, scan.gate, scan.down, scan.D, scan.runs, kept_states,
-        kept_grads, grads.x, grads.z, *of_parameters.values(), grad_keys, grad_queries, grads.log_decay, grads.scale,
-        grads.own, grad_angles, scan.bounds, scan.sequence_of_slot,
+    given = (scan.x, keys, queries, scan.z, grad_y, scan.up, scan.gate, scan.down)
+    chunks = (scan.bounds, scan.sequence_of_slot)
+    scan.launches.value_gradients(stateless)(
+        *given, scan.D, scan.runs, kept_states, kept_grads, grads.x, grads.z, *of_parameters.values(),
+        grads.log_decay, grads.scale, *chunks,
+    )  # fmt: skip
+    scan.launches.key_gradients(stateless)(
+        *given, scan.runs, kept_states, kept_grads, grad_keys, grad_queries, grads.log_decay, grads.scale, grads.own,
+        grad_angles, *chunks,
     )  # fmt: skip
     for name, parts in of_parameters.items():
         if parts is not None:

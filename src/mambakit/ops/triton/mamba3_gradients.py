@@ -1,6 +1,7 @@
-"""The gradients of a chunk of the Mamba-3 scan, from the state S before it and the gradient G of the state after it.
+"""The gradients of a chunk of the Mamba-3 scan: of its values and gates here, of keys and queries in mamba3_pairs.
 
-With W, start and tail as in mamba3_outputs, dout the gradient of what the gates are given, and
+With W, start and tail as in mamba3_outputs, S the state before the chunk and G the gradient of the state after it, dout
+the gradient of what the gates are given, and
 
     mixed = W * (q k^T),   dmixed = dout v^T,   dscores = dmixed * W
 
@@ -14,8 +15,8 @@ and the gates' from the outputs, which are formed again. Half precision takes th
 differences of row and column sums; float32 takes it as a product with a triangle, since the difference is not exact
 where a step forgets everything.
 
-What is formed of all pairs comes first and shrinks to two operands; then one product follows another, so that at most
-one accumulator of a key's width is alive.
+One kernel for both would read x, z, grad_y, keys, queries and states once instead of twice, and its tiles don't fit the
+registers: that of Mamba-2, cut alike, takes three fifths of the time.
 """
 
 import triton
@@ -27,18 +28,17 @@ from mambakit.ops.triton.mamba3_chunk import (
     operand,
     over_ranks,
     over_ranks_of_rows,
-    pair_decays,
+    pair_weights,
     product,
     silu_and_slope,
     store_over_steps,
 )
-from mambakit.ops.triton.mamba3_walk import gated
 from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 
 @Kernel
 @triton.jit(do_not_specialize=["runs_field", "length"])
-def gradients(
+def value_gradients(
     x,
     keys,  # (slots, heads, rows, columns), as queries
     queries, z, grad_y, up, gate, down, D, runs,
@@ -48,13 +48,10 @@ def gradients(
     grad_D,  # (slots, heads, headdim)
     grad_up,  # (slots, heads, rank, headdim), as grad_gate and grad_down
     grad_gate, grad_down,
-    grad_keys,  # (slots, heads, rows, columns), as grad_queries
-    grad_queries,
-    grad_log_decay,  # (rows, heads), as grad_scale and grad_own
-    grad_scale, grad_own,
-    grad_angles,  # (rows, heads, pairs) or None
+    grad_log_decay,  # (rows, heads), as grad_scale: what the states give to them
+    grad_scale,
     bounds, sequence_of_slot,
-    runs_field, length, heads, headdim, rank, pairs, x_stride, z_stride, y_stride, D_head, D_row,
+    runs_field, length, heads, headdim, rank, x_stride, z_stride, y_stride, D_head, D_row,
     STEPS: tl.constexpr, RANKS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, CHANNEL_BLOCKS: tl.constexpr,
     RANKED: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -86,24 +83,13 @@ def gradients(
         grad_z += (row * heads + head) * headdim
     grad_x += (row * heads + head) * headdim
 
-    given = (
-        x, x_stride, z, z_stride, grad_y, y_stride, up, gate, down, head, heads, headdim, rank, step, ranks, present,
-    )  # fmt: skip
-    dmixed = tl.zeros((ROWS, ROWS), tl.float32)
-    for channel_block in tl.static_range(CHANNEL_BLOCKS):
-        dout, v = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
-        dmixed += product(operand(dout, PRECISION), tl.trans(v), PRECISION)
     q = tl.load(queries + at_keys + key_inner)
     k = tl.load(keys + at_keys + key_inner)
-    scores = product(q, tl.trans(k), PRECISION)
-    mixed, dscores, downs, dscales, within = pair_gradients(
-        scores, dmixed, coarse, fine, scales, owns, step, STEPS, RANKS, FINE, PRECISION
-    )
+    weights = pair_weights(coarse, fine, scales, owns, step, FINE)
+    mixed = operand(product(q, tl.trans(k), PRECISION) * weights, PRECISION)
+
     a_step = tl.arange(0, STEPS)
     step_present = a_step < end - row
-    at_step = row * heads + head + a_step * heads
-    tl.store(grad_own + at_step, over_ranks_of_rows(downs, STEPS, RANKS), step_present)
-
     of_start = tl.zeros((ROWS,), tl.float32)
     of_tail = tl.zeros((ROWS,), tl.float32)
     of_total = 0.0
@@ -181,122 +167,16 @@ def gradients(
         dv = over_ranks(dv, STEPS, RANKS, BLOCK)
         tl.store(grad_x + out_inner, dv.to(grad_x.dtype.element_ty), out_mask)
 
-    dscales = over_ranks_of_rows(dscales + to_end * of_tail, STEPS, RANKS)
-    tl.store(grad_scale + at_step, dscales, step_present)
+    at_step = row * heads + head + a_step * heads
+    tl.store(grad_scale + at_step, over_ranks_of_rows(to_end * of_tail, STEPS, RANKS), step_present)
     starts = over_ranks_of_rows(of_start, STEPS, RANKS)
     sends = over_ranks_of_rows(tail * of_tail, STEPS, RANKS)
-    through = decay_from_start(last_coarse, last_fine, FINE) * of_total
-    ddecays = decay_gradients(starts, sends, within, through, a_step, FINE)
+    ddecays = decay_from_start(last_coarse, last_fine, FINE) * of_total
+    if FINE:
+        ddecays += tl.sum(tl.where(a_step[:, None] > a_step[None, :], sends[None, :], starts[None, :]), 1)
+    else:
+        ddecays += tl.cumsum(starts, 0, reverse=True) + (tl.cumsum(sends, 0) - sends)
     tl.store(grad_log_decay + at_step, ddecays, step_present)
-
-    # Keys and queries by halves, whose products are less wide, and which the gradients of the angles take as they are.
-    index_of_half = index[:, None] * (2 * HALF) + tl.arange(0, HALF)[None, :]
-    turning = (tl.arange(0, HALF) < pairs)[None, :]
-    at_queries, at_own_keys = queries + at_keys + index_of_half, keys + at_keys + index_of_half
-    dq1 = product(dscores, tl.load(at_own_keys), PRECISION)
-    dq2 = product(dscores, tl.load(at_own_keys + HALF), PRECISION)
-    if kept is not None:
-        for channel_block in tl.static_range(CHANNEL_BLOCKS):
-            if CHANNEL_BLOCKS > 1:
-                dout, _ = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
-            narrow = operand(dout * start[:, None], PRECISION)
-            at = kept + at_state
-            dq1, dq2 = with_state(dq1, dq2, narrow, at, channel_block, headdim, HALF, BLOCK, PRECISION)
-    at = grad_queries + at_keys + index_of_half
-    tl.store(at, dq1.to(grad_queries.dtype.element_ty))
-    tl.store(at + HALF, dq2.to(grad_queries.dtype.element_ty))
-    if grad_angles is not None:
-        dangles = against_turned(dq1, dq2, at_queries, turning, HALF)
-
-    dk1 = product(tl.trans(dscores), tl.load(at_queries), PRECISION)
-    dk2 = product(tl.trans(dscores), tl.load(at_queries + HALF), PRECISION)
-    if kept_grads is not None:
-        for channel_block in tl.static_range(CHANNEL_BLOCKS):
-            if CHANNEL_BLOCKS > 1:
-                _, v = gated_and_values(channel_block, given, BLOCK, RANKED, PRECISION)
-            narrow = operand(v.to(tl.float32) * tail[:, None], PRECISION)
-            at = kept_grads + at_state
-            dk1, dk2 = with_state(dk1, dk2, narrow, at, channel_block, headdim, HALF, BLOCK, PRECISION)
-    at = grad_keys + at_keys + index_of_half
-    tl.store(at, dk1.to(grad_keys.dtype.element_ty))
-    tl.store(at + HALF, dk2.to(grad_keys.dtype.element_ty))
-    if grad_angles is not None:
-        dangles += against_turned(dk1, dk2, at_own_keys, turning, HALF)
-        at_angle = grad_angles + (row * heads + head) * pairs
-        at_angle += a_step[:, None] * (heads * pairs) + tl.arange(0, HALF)[None, :]
-        dangles = over_ranks(dangles, STEPS, RANKS, HALF)
-        tl.store(at_angle, dangles, step_present[:, None] & turning)
-
-
-@triton.jit
-def pair_gradients(
-    scores, dmixed, coarse, fine, scales, owns, step,
-    STEPS: tl.constexpr, RANKS: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Of all pairs of a chunk: mixed and dscores as products take them, and what they give to own and scale of each
-    row, and to the log decay of each step."""
-    decays = pair_decays(coarse, fine, step, FINE)
-    same = step[:, None] == step[None, :]
-    weights = tl.where(same, owns[:, None], decays * scales[None, :])
-    mixed = operand(scores * weights, PRECISION)
-    dscores = operand(dmixed * weights, PRECISION)
-    dweights = dmixed * scores
-    downs = tl.sum(tl.where(same, dweights, 0.0), 1)
-    dweights *= decays
-    dscales = tl.sum(dweights, 0)
-    dweights *= scales[None, :]
-    if FINE:
-        triangle = (step[:, None] <= step[None, :]).to(tl.float32)
-        spanning = tl.where(step[:, None] > step[None, :], product(triangle, dweights, PRECISION), 0.0)
-        within = over_first_rank(tl.sum(spanning, 1), STEPS, RANKS)
-    else:
-        within = over_ranks_of_rows(tl.sum(dweights, 1) - tl.sum(dweights, 0), STEPS, RANKS)
-    return mixed, dscores, downs, dscales, within
-
-
-@triton.jit
-def decay_gradients(starts, sends, within, through, step, FINE: tl.constexpr):
-    """Of the log decay of each step: from the state before the chunk, to that after it, within it and through it."""
-    found = through
-    if FINE:
-        spanning = tl.where(step[:, None] > step[None, :], sends[None, :], starts[None, :])
-        found += tl.sum(spanning, 1) + within
-    else:
-        found += tl.cumsum(starts + within, 0, reverse=True) + (tl.cumsum(sends, 0) - sends)
-    return found
-
-
-@triton.jit
-def against_turned(grad_first, grad_second, vectors, turning, HALF: tl.constexpr):
-    """(ROWS, HALF): grad2 first - grad1 second for every pair of the vectors at `vectors`, whose gradient is `grad`.
-
-    That is the gradient of the pairs' angles. Those of keys and queries nearly cancel, since only differences of angles
-    count: they are taken before a gradient is rounded.
-    """
-    first = tl.load(vectors, turning, other=0.0).to(tl.float32)
-    second = tl.load(vectors + HALF, turning, other=0.0).to(tl.float32)
-    return grad_second * first - grad_first * second
-
-
-@triton.jit
-def gated_and_values(channel_block, given, BLOCK: tl.constexpr, RANKED: tl.constexpr, PRECISION: tl.constexpr):
-    """dout and v of a block of channels."""
-    x, x_stride, z, z_stride, grad_y, y_stride, up, gate, down, head, heads, headdim, rank, step, ranks, present = given
-    channels = channel_block * BLOCK + tl.arange(0, BLOCK)
-    inside = channels < headdim
-    mask = present[:, None] & inside[None, :]
-    at_weight = ((head * rank + ranks) * headdim)[:, None] + channels[None, :]
-    weight_mask = (ranks < rank)[:, None] & inside[None, :]
-    v = tl.load(x + step[:, None] * x_stride + channels[None, :], mask, other=0.0)
-    if up is not None:
-        v = operand(v.to(tl.float32) * tl.load(up + at_weight, weight_mask, other=0.0), PRECISION)
-    y_inner = step[:, None] * y_stride + channels[None, :]
-    if RANKED:
-        y_inner += (ranks * heads * headdim)[:, None]
-    gates = None
-    if z is not None:
-        gates = tl.load(z + step[:, None] * z_stride + channels[None, :], mask, other=0.0)
-    return gated(tl.load(grad_y + y_inner, mask, other=0.0), gates, gate, down, at_weight, weight_mask), v
 
 
 @triton.jit
@@ -305,25 +185,3 @@ def load_state(state, channel_block, headdim, COLUMNS: tl.constexpr, BLOCK: tl.c
     channels = channel_block * BLOCK + tl.arange(0, BLOCK)
     at = state + tl.arange(0, COLUMNS)[:, None] * headdim + channels[None, :]
     return tl.load(at, (channels < headdim)[None, :], other=0.0)
-
-
-@triton.jit
-def with_state(
-    first, second, rows, state, channel_block, headdim,
-    HALF: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Both halves of vectors with what rows (ROWS, BLOCK) of a block of channels read of a state."""
-    first += product(rows, tl.trans(load_state(state, channel_block, headdim, HALF, BLOCK)), PRECISION)
-    state += HALF * headdim
-    second += product(rows, tl.trans(load_state(state, channel_block, headdim, HALF, BLOCK)), PRECISION)
-    return first, second
-
-
-@triton.jit
-def over_first_rank(row, STEPS: tl.constexpr, RANKS: tl.constexpr):
-    """(STEPS,): of every step the number of its first row."""
-    if RANKS == 1:
-        return row
-    else:
-        first = tl.arange(0, RANKS)[None, :] == 0
-        return tl.sum(tl.where(first, tl.reshape(row, (STEPS, RANKS)), 0.0), 1)

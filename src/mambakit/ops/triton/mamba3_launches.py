@@ -17,10 +17,12 @@ from mambakit.ops.triton import (
     mamba3_gradients,
     mamba3_keys,
     mamba3_outputs,
+    mamba3_pairs,
     mamba3_shapes,
     mamba3_walk,
 )
 from mambakit.ops.triton.counting import ceil_div, power_of_two
+from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_shapes import Sizes
 
 _PRECISION = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -28,18 +30,19 @@ _PROGRAMS = 256  # about what fills the chip: below it a sequence is walked in s
 _LEAST_CHUNKS = 4  # of a segment
 _HEADS = 8  # to a program of `prepare`
 _HEADS_AT_ONCE = 4  # whose loads are under way together in `finish_turns`
-_PAIRS = 16  # to a program of `vector_gradients`, where a chunk has 64 rows
+_PAIRS = 32  # to a program of `vector_gradients`, where a chunk has 64 rows
 _PAIRS_OF_KEYS = 32  # to a program of `keys_and_queries`
 _CHUNKS = 32  # whose angles are summed together
 
 CONFIGURATION: dict[str, dict[str, int]] = {
     "walk": {"BLOCK": 64, "num_warps": 4, "STAGES": 3},
     "walk_outputs": {"BLOCK": 64, "num_warps": 4, "STAGES": 1},
-    "gradients": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
+    "value_gradients": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
+    "key_gradients": {"BLOCK": 64, "num_warps": 4, "num_stages": 1},
     "keys_and_queries": {"num_warps": 4},
-    "vector_gradients": {"num_warps": 4, "STAGES": 2},
+    "vector_gradients": {"num_warps": 4, "STAGES": 3},
 }
-WARPS_OF_FLOAT32 = {"walk_outputs": 8, "gradients": 8}  # which needs twice the registers
+WARPS_OF_FLOAT32 = {"walk_outputs": 8, "value_gradients": 8, "key_gradients": 8}  # which needs twice the registers
 
 Launch = Callable[..., None]
 
@@ -84,6 +87,7 @@ class Launches:
         self.x, self.B, self.C, self.z = layout.row_strides
         self.y = size.heads * size.headdim * (size.rank if layout.ranked else 1)
         self.programs, self.segments, self.segment_chunks = self._cut_walk()
+        self._chunk_launches: dict[tuple[str, bool], Launch] = {}
 
     @property
     def tiles(self) -> dict[str, Any]:
@@ -164,22 +168,29 @@ class Launches:
             **self.tiles, **self.block("walk"),
         )  # fmt: skip
 
-    @functools.cached_property
-    def gradients(self) -> Launch:
-        return self._gradients()
-
-    @functools.cached_property
-    def gradients_without_states(self) -> Launch:
-        return self._gradients(rows_of_few=16)
-
-    def _gradients(self, rows_of_few: int = 0) -> Launch:
-        size, block = self.size, self.block("gradients", rows_of_few)
-        return mamba3_gradients.gradients.bind(
-            (size.slots * size.heads,), self.runs_field, size.length, size.heads, size.headdim, size.rank, size.pairs,
-            self.x, self.z, self.y, *self.layout.D_strides,
-            CHANNEL_BLOCKS=ceil_div(size.headdim, block["BLOCK"]), RANKED=self.layout.ranked,
-            **self.tiles, **block,
+    def value_gradients(self, stateless: bool) -> Launch:
+        size, layout = self.size, self.layout
+        return self._of_chunks(
+            "value_gradients", mamba3_gradients.value_gradients, stateless, size.rank, self.x, self.z, self.y,
+            *layout.D_strides,
         )  # fmt: skip
+
+    def key_gradients(self, stateless: bool) -> Launch:
+        size = self.size
+        return self._of_chunks(
+            "key_gradients", mamba3_pairs.key_gradients, stateless, size.rank, size.pairs, self.x, self.z, self.y
+        )
+
+    def _of_chunks(self, name: str, kernel: Kernel, stateless: bool, *numbers: int) -> Launch:
+        """Without states a chunk may have few rows, for which float32 needs no more warps."""
+        if (name, stateless) not in self._chunk_launches:
+            size, block = self.size, self.block(name, rows_of_few=16 if stateless else 0)
+            self._chunk_launches[name, stateless] = kernel.bind(
+                (size.slots * size.heads,), self.runs_field, size.length, size.heads, size.headdim, *numbers,
+                CHANNEL_BLOCKS=ceil_div(size.headdim, block["BLOCK"]), RANKED=self.layout.ranked,
+                **self.tiles, **block,
+            )  # fmt: skip
+        return self._chunk_launches[name, stateless]
 
     @functools.cached_property
     def vector_gradients(self) -> Launch:
