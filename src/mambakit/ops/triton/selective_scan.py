@@ -58,11 +58,11 @@ _SHORT = 1024  # steps that few channels take one after another in less time tha
 
 
 @functools.lru_cache(maxsize=1024)
-def plan(sequences: int, length: int, dim: int, state: int, crowded: bool = False) -> Plan:
+def plan(sequences: int, length: int, dim: int, state: int, keep: bool = False) -> Plan:
     """The configuration for a shape, from what was measured on an H200.
 
-    Where lanes share states, B and C of two rounds are under way, unless the registers are `crowded`: by numbers of
-    float32 and the places of kept states.
+    Where lanes share states, B and C of two rounds are under way; of one where states are kept, whose places take
+    registers: of at most 128 as many programs run at once as a batch of eight has.
 
     Segments are as long as leaves enough programs to fill the chip; longer sequences take longer segments, for
     carrying from one to the next is sequential. More than 16 states leave a thread room for one channel only, and so do
@@ -85,11 +85,12 @@ def plan(sequences: int, length: int, dim: int, state: int, crowded: bool = Fals
         gradients = Walk(_LANES, 1, gradients.unroll, 168)
     return Plan(
         size,
-        states=walk,
+        states=walk._replace(unroll=8) if state <= 16 else walk,
         outputs=walk,
         split=4 if many else 16 if short else 0,
-        depth=2,
-        near=2 if many and not crowded else 1,
+        depth=4 if short else 2,
+        near=2 if many and not keep else 1,
+        split_registers=128 if many and keep else None,
         backward_size=size,
         gradients_before=walk._replace(unroll=4),
         gradients=gradients,
@@ -112,8 +113,7 @@ def forward(inputs: ScanInputs, y: Tensor, final_state: Tensor, kept: Tensor, ch
         inputs = _readable(inputs)
         u, delta, A, B, C, D, z, delta_bias, initial_state, _, _ = inputs
         layout = layout_of(inputs, keep=kept.shape[0] > 0)
-        crowded = layout.keep and u.dtype == torch.float32
-        launches = forward_launches(layout, chosen or plan(layout.sequences, length, dim, layout.state, crowded))
+        launches = forward_launches(layout, chosen or plan(layout.sequences, length, dim, layout.state, layout.keep))
         table, firsts = tables(cu_seqlens, length, launches.size, launches.segments)
         if launches.split:
             pairs = A.new_empty(layout.batch, layout.groups, launches.rounds, launches.split, layout.state, 2)

@@ -46,6 +46,7 @@ class Plan(NamedTuple):
     split: int  # lanes that share the states of a channel where no sequence is cut up; 0: they are cut up
     depth: int  # rounds of so many steps whose activations are under way there
     near: int  # steps, or such rounds, whose B and C are under way
+    split_registers: int | None  # at most, of a thread
     backward_size: int
     gradients_before: Walk
     gradients: Walk
@@ -193,7 +194,7 @@ class ForwardLaunches(_Launches):
             N=layout.state, GROUPS=layout.groups, SPLIT=split, ROWS=self.rows(_LANES // split),
             DEPTH=plan.depth, NEAR=plan.near, FULL=self.aligned, INTERVAL=INTERVAL, KEEP=layout.keep,
             INITIAL=layout.initial, SOFTPLUS=layout.softplus, BIAS=layout.bias, SKIP=layout.skip, GATE=layout.gate,
-            num_warps=1,
+            num_warps=1, maxnreg=plan.split_registers,
         )  # fmt: skip
 
 
