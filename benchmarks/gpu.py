@@ -130,9 +130,8 @@ def warm_up(titles: list[str], processes: int, seconds: float) -> str:
     """
     start = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    processes = min(processes, len(titles))
     workers = [
-        context.Process(target=call_once, args=(titles[index::processes],), daemon=True) for index in range(processes)
+        context.Process(target=call_once, args=(titles, part, processes), daemon=True) for part in range(processes)
     ]
     for worker in workers:
         worker.start()
@@ -142,16 +141,37 @@ def warm_up(titles: list[str], processes: int, seconds: float) -> str:
     return f"{time.monotonic() - start:.0f} s by {processes} processes"
 
 
-def call_once(titles: list[str]) -> None:
-    """Every contender of the cases of these titles, once; but for those that take seconds."""
+def call_once(titles: list[str], part: int, parts: int) -> None:
+    """One part of what the cases of these titles call, once; but for what takes seconds.
+
+    Every case of layers, which fill the GPU's memory, and ours of every other are called by one part; peers of these by
+    all, for they try many configurations, of which each part takes its share.
+    """
     tune_in(warmup=1, rep=1)
+    share_configurations(part, parts)
     by_title = {title(vars(case)): case for case in in_order(list(MODULES))}
-    for name in titles:
-        for build in by_title[name].contenders.values():
+    large = {title(vars(case)) for case in in_order(["layers"])}
+    for place, name in enumerate(titles):
+        for contender, build in by_title[name].contenders.items():
+            if place % parts != part and (contender == OURS or name in large):
+                continue
             with contextlib.suppress(Exception):  # it fails once more when it is measured, and is named there
                 _call_once(build())
             gc.collect()
             torch.cuda.empty_cache()
+
+
+def share_configurations(part: int, parts: int) -> None:
+    """Let Triton's autotuner try only every so many-th configuration."""
+    from triton.runtime.autotuner import Autotuner
+
+    pruned = Autotuner.prune_configs
+
+    def prune(self: Any, arguments: Any) -> Any:
+        configurations = list(pruned(self, arguments))
+        return configurations[part % len(configurations) :: parts]
+
+    Autotuner.prune_configs = prune
 
 
 def _call_once(contender: Contender) -> None:
