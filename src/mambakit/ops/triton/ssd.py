@@ -7,23 +7,24 @@ comes first (walk_states: another read of x and B), and states are handed on bet
 
 Backward: the forward keeps the state before every chunk of 64 steps in the dtype of x, in which the tensor cores take
 it. The gradients of the states walk back alone (walk_states: reads dy and C, writes as many states), and then all
-chunks are independent: chunk_gradients for dx and what dt needs, with C B^T formed once for several heads of a group,
-key_gradients for dB and dC, summed over heads in registers. What the few programs of a group leave is summed in a fixed
-order (sum_splits), so that every result has the same bits each time. Last come the gradients of dt (finish_steps),
-and of A, dt_bias and D, summed over chunks (sum_chunks).
+chunks are independent: value_gradients for dx and pair_gradients for what pairs of steps give, both for dt as well and
+with C B^T formed once for several heads of a group, key_gradients for dB and dC, summed over heads in registers. What
+the few programs of a group leave is summed in a fixed order (sum_splits), so that every result has the same bits each
+time. Last come the gradients of dt (finish_steps), and of A, dt_bias and D, summed over chunks (sum_chunks).
 
 Sequences of one chunk that start from no state have a forward of their own (single_outputs), and where no gradient of
-the final state comes in, their backward is chunk_gradients and key_gradients without any state.
+the final state comes in, their backward has the same kernels without any state.
 
 Account, bfloat16, b = batch * length * heads steps of headdim P = 64, state N = 128, chunks of Q = 64:
 
                     bytes a step and head               products a step and head (operations)
     walk_outputs    4 P (+ 2 P N / Q kept)     256 (+256)    2 Q N + 2 Q P + 4 P N            56 Ki
     walk_states     2 P + 2 P N / Q            384           2 P N                            16 Ki
-    chunk_gradients 6 P + 4 P N / Q            896           4 Q P + 4 P N                    48 Ki
+    value_gradients 6 P + 4 P N / Q            896           2 Q P + 4 P N                    40 Ki
+    pair_gradients  4 P                        256           2 Q P                             8 Ki
     key_gradients   4 P + 4 P N / Q            768           4 P N (two launches)             32 Ki
 
-so (8, 2048, 64, 64, 128), a million of b, moves 0.27 GB forward and, with what is kept, 2.7 GB forward and backward. A
+so (8, 2048, 64, 64, 128), a million of b, moves 0.27 GB forward and, with what is kept, 2.9 GB forward and backward. A
 larger chunk would halve the states' share, and its accumulators don't fit the registers. Segments cost walk_states
 once more, without the kept states. In float32 a chunk is half as long, and a state twice as large and multiplied in
 pieces: of 16 rows, reread from where they are kept, for the three products of tf32 need the room in the registers.
