@@ -31,7 +31,6 @@ INTERVAL is 8: blocks of 16 steps keep half as many states, but fill the registe
 
 import functools
 
-import torch
 from torch import Tensor
 
 from mambakit.ops.inputs import TRITON_INTERVAL as INTERVAL

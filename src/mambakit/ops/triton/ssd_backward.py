@@ -11,10 +11,10 @@ the gradients are
     dB_j = sum over heads of sum_i dt_j R_ji C_i + dt_j exp(c_last - c_j) G^T x_j
 
 A program of `value_gradients` takes a chunk and several heads of a group, so that B . C is formed once; so does one of
-`pair_gradients`, in whose registers the sum of dt_j R_ji over its heads stays. Products of pairs have the source j along
-their rows, ready to multiply dy from registers. `key_gradients` sums dB, or dC, over heads. One kernel for all would
-read S, G, x and dy once, but its tiles overflow the registers: one for the first two took three fifths more time than
-they do on an H200. What the decays and dt need (see ssd_steps):
+`pair_gradients`, in whose registers the sum of dt_j R_ji over its heads stays. Products of pairs have the source j
+along their rows, ready to multiply dy from registers. `key_gradients` sums dB, or dC, over heads. One kernel for all
+would read S, G, x and dy once, but its tiles overflow the registers: one for the first two took three fifths more time
+than they do on an H200. What the decays and dt need (see ssd_steps):
 
     across_i  = exp(c_i) dy_i . S C_i + (sum_j dt_j Z_ji - dt_i sum_k Z_ik)
     within_k  = sum_{j < k <= i} dt_j Z_ji
