@@ -50,7 +50,7 @@ def assert_close(name: str, got: Tensor, expected: Tensor, dtype: torch.dtype, i
 def compared(
     operation: Operation, tensors: Tensors, backend: str, differentiable: Sequence[str] | None = None
 ) -> Iterator[tuple[str, Tensor, Tensor, bool]]:
-    """Every output, and then every gradient, by name: of the backend, of the reference, and whether it is a gradient."""
+    """Every output and then every gradient: its name, the backend's, the reference's, whether it is a gradient."""
     names = [name for name, tensor in tensors.items() if tensor is not None and tensor.is_floating_point()]
     names = names if differentiable is None else [name for name in names if name in differentiable]
     mine = {name: _leaf(tensor) for name, tensor in tensors.items()}
