@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mambakit.ops.mamba3_inputs import Mamba3Inputs, Mamba3State
-from mambakit.ops.triton.counting import power_of_two
-from mambakit.ops.triton.launch import on_device_of
+from mambakit.ops.triton.counting import ceil_div, power_of_two
+from mambakit.ops.triton.launch import Kernel, on_device_of
 
 PI = tl.constexpr(3.141592653589793)
 TURN = tl.constexpr(6.283185307179586)
@@ -40,9 +40,9 @@ def step(inputs: Mamba3Inputs) -> tuple[Tensor, Mamba3State]:
     block = min(_BLOCK, power_of_two(headdim))
     if batch * heads * headdim:
         with on_device_of(x):
-            _step[(batch * heads, triton.cdiv(headdim, block))](
-                *rows, *(0 if t is None else t.stride(0) for t in rows),
-                *(None if t is None else t.contiguous() for t in weights), *state, y, *after[:3],
+            _step[batch * heads, ceil_div(headdim, block)](
+                *rows, *(None if t is None else t.contiguous() for t in weights), *state, y, *after[:3],
+                *(0 if t is None else t.stride(0) for t in rows),
                 heads, headdim, groups, rank, size, pairs, inputs.angles.shape[2],
                 SOFTPLUS=inputs.dt_softplus, INTERLEAVED=inputs.interleaved, STATE=power_of_two(size), BLOCK=block,
                 num_warps=2,
@@ -83,15 +83,17 @@ def _turned(
     return own * cos + other * sin
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize=["dt_stride", "A_stride", "trap_stride"])
 def _step(
-    x, dt, A, B, C, trap, angles, z, x_stride, dt_stride, A_stride, B_stride, C_stride, trap_stride, angles_stride,
-    z_stride, D, dt_bias, B_bias, C_bias, mimo_x, mimo_z, mimo_o,
+    x, dt, A, B, C, trap, angles, z, D, dt_bias, B_bias, C_bias, mimo_x, mimo_z, mimo_o,
     angle,  # (batch, heads, pairs)
     ssm,  # (batch, heads, headdim, state)
     k,  # (batch, rank, heads, state)
     v,  # (batch, heads, headdim)
-    y, next_angle, next_ssm, next_k, heads, headdim, groups, rank, state, pairs, angle_heads,
+    y, next_angle, next_ssm, next_k,
+    x_stride, dt_stride, A_stride, B_stride, C_stride, trap_stride, angles_stride, z_stride,
+    heads, headdim, groups, rank, state, pairs, angle_heads,
     SOFTPLUS: tl.constexpr, INTERLEAVED: tl.constexpr, STATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     batch, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads

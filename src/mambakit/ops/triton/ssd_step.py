@@ -12,6 +12,8 @@ from torch import Tensor
 
 from mambakit.ops import dispatch
 from mambakit.ops.inputs import SsdInputs
+from mambakit.ops.triton.counting import ceil_div, power_of_two
+from mambakit.ops.triton.launch import Kernel, on_device_of
 from mambakit.ops.triton.ssd_forward import silu
 from mambakit.ops.triton.ssd_steps import softplus
 
@@ -28,43 +30,16 @@ def step(inputs: SsdInputs, state: Tensor) -> tuple[Tensor, Tensor]:
     following = torch.empty(state.shape, dtype=torch.float32, device=x.device)
     if following.numel() == 0:
         return y.zero_(), following
-    rows = min(_ROWS, triton.next_power_of_2(headdim))
-    with torch.cuda.device_of(x):
-        _step[(triton.cdiv(headdim, rows), heads, batch)](
-            state,
-            x,
-            dt,
-            A,
-            B,
-            C,
-            A if D is None else D,
-            x if z is None else z,
-            A if dt_bias is None else dt_bias,
-            y,
-            following,
-            *state.stride()[:3],
-            *_strides(x),
-            *_strides(dt),
-            *_strides(B)[:2],
-            *_strides(C)[:2],
-            *((0, 0) if D is None else D.stride()),
-            *((0, 0, 0) if z is None else _strides(z)),
-            heads,
-            headdim,
-            width,
-            heads // groups,
-            inputs.dt_min,
-            inputs.dt_max,
-            A.stride(0),
-            0 if dt_bias is None else dt_bias.stride(0),
-            ROWS=rows,
-            WIDTH=triton.next_power_of_2(width),
-            SOFTPLUS=inputs.dt_softplus,
-            HAS_D=D is not None,
-            HAS_Z=z is not None,
-            HAS_BIAS=dt_bias is not None,
-            num_warps=4,
-        )
+    rows = min(_ROWS, power_of_two(headdim))
+    with on_device_of(x):
+        _step[ceil_div(headdim, rows), heads, batch](
+            state, x, dt, A, B, C, A if D is None else D, x if z is None else z, A if dt_bias is None else dt_bias,
+            y, following, *state.stride()[:3], *_strides(x), *_strides(dt), *_strides(B)[:2], *_strides(C)[:2],
+            *((0, 0) if D is None else D.stride()), *((0, 0, 0) if z is None else _strides(z)),
+            A.stride(0), 0 if dt_bias is None else dt_bias.stride(0), heads, headdim, width, heads // groups,
+            ROWS=rows, WIDTH=power_of_two(width), SOFTPLUS=inputs.dt_softplus, HAS_D=D is not None,
+            HAS_Z=z is not None, HAS_BIAS=dt_bias is not None, DT_MIN=inputs.dt_min, DT_MAX=inputs.dt_max, num_warps=4,
+        )  # fmt: skip
     return y, following
 
 
@@ -74,51 +49,15 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
     return (first, *rest)
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize=["state_batch", "x_batch", "dt_batch", "B_batch", "C_batch", "z_batch"])
 def _step(
-    state,
-    x,
-    dt,
-    A,
-    B,
-    C,
-    D,
-    z,
-    dt_bias,
-    y,
-    following,
-    state_batch,
-    state_head,
-    state_row,
-    x_batch,
-    x_head,
-    x_row,
-    dt_batch,
-    dt_head,
-    B_batch,
-    B_group,
-    C_batch,
-    C_group,
-    D_head,
-    D_row,
-    z_batch,
-    z_head,
-    z_row,
-    heads,
-    headdim,
-    width,
-    share,
-    dt_min,
-    dt_max,
-    A_head,
-    bias_head,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    HAS_D: tl.constexpr,
-    HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
+    state, x, dt, A, B, C, D, z, dt_bias, y, following,
+    state_batch, state_head, state_row, x_batch, x_head, x_row, dt_batch, dt_head, B_batch, B_group, C_batch, C_group,
+    D_head, D_row, z_batch, z_head, z_row, A_head, bias_head, heads, headdim, width, share,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
+    HAS_BIAS: tl.constexpr, DT_MIN: tl.constexpr, DT_MAX: tl.constexpr,
+):  # fmt: skip
     """One program: ROWS rows of the state of a head."""
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     group = head // share
@@ -135,7 +74,7 @@ def _step(
     if HAS_BIAS:
         raw += tl.load(dt_bias + head * bias_head).to(tl.float32)
     wide = softplus(raw) if SOFTPLUS else raw
-    taken = tl.where(wide == wide, tl.minimum(tl.maximum(wide, dt_min), dt_max), wide)
+    taken = tl.where(wide == wide, tl.minimum(tl.maximum(wide, DT_MIN), DT_MAX), wide)
     h = h * tl.exp(taken * tl.load(A + head * A_head).to(tl.float32)) + (taken * xs)[:, None] * Bs[None, :]
     out = tl.sum(h * Cs[None, :], 1)
     if HAS_D:
