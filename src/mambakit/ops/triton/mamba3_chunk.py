@@ -16,7 +16,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from mambakit.ops.triton.launch import Kernel
-from mambakit.ops.triton.ssd_steps import FORGETS, LOG2_E, decay_between
+from mambakit.ops.triton.ssd_steps import FORGETS, LOG2_E, decay_between, decay_from_start, load_runs
 
 
 @triton.jit
@@ -238,6 +238,19 @@ def prepare(
             )
             at_turns = turns + (slot * heads + one) * pairs + columns
             tl.store(at_turns, tl.sum(turned, 0), mask=(columns < pairs) & (one < heads))
+
+
+@triton.jit
+def load_weights(runs, at_chunk, runs_field, step, STEPS: tl.constexpr, FINE: tl.constexpr):
+    """Of the rows of a chunk of a head: the sums of log decays in two parts, scales and own, the decay from the start
+    of the chunk and to its end; and that over all of it."""
+    place = at_chunk * STEPS
+    coarse, fine, last_coarse, last_fine = load_runs(runs, place, runs_field, step, STEPS, FINE)
+    scales = tl.load(runs + 2 * runs_field + place + step)
+    owns = tl.load(runs + 3 * runs_field + place + step)
+    start = decay_from_start(coarse, fine, FINE)
+    to_end = decay_between(last_coarse, coarse, last_fine, fine, FINE)
+    return coarse, fine, scales, owns, start, to_end, decay_from_start(last_coarse, last_fine, FINE)
 
 
 @triton.jit

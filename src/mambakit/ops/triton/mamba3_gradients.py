@@ -25,6 +25,7 @@ import triton.language as tl
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
     find_chunk,
+    load_weights,
     operand,
     over_ranks,
     over_ranks_of_rows,
@@ -33,7 +34,6 @@ from mambakit.ops.triton.mamba3_chunk import (
     silu_and_slope,
     store_over_steps,
 )
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 
 @Kernel
@@ -66,12 +66,7 @@ def value_gradients(
     present = (step < end - row) & (ranks < rank)
     columns = tl.arange(0, 2 * HALF)
     at_chunk = slot * heads + head
-    place = at_chunk * STEPS
-    coarse, fine, last_coarse, last_fine = load_runs(runs, place, runs_field, step, STEPS, FINE)
-    scales = tl.load(runs + 2 * runs_field + place + step)
-    owns = tl.load(runs + 3 * runs_field + place + step)
-    start = decay_from_start(coarse, fine, FINE)
-    to_end = decay_between(last_coarse, coarse, last_fine, fine, FINE)
+    coarse, fine, scales, owns, start, to_end, over_chunk = load_weights(runs, at_chunk, runs_field, step, STEPS, FINE)
     tail = to_end * scales
     key_inner = index[:, None] * (2 * HALF) + columns[None, :]
     at_keys = at_chunk * (ROWS * 2 * HALF)
@@ -171,7 +166,7 @@ def value_gradients(
     tl.store(grad_scale + at_step, over_ranks_of_rows(to_end * of_tail, STEPS, RANKS), step_present)
     starts = over_ranks_of_rows(of_start, STEPS, RANKS)
     sends = over_ranks_of_rows(tail * of_tail, STEPS, RANKS)
-    ddecays = decay_from_start(last_coarse, last_fine, FINE) * of_total
+    ddecays = over_chunk * of_total
     if FINE:
         ddecays += tl.sum(tl.where(a_step[:, None] > a_step[None, :], sends[None, :], starts[None, :]), 1)
     else:

@@ -11,6 +11,7 @@ import triton.language as tl
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
     find_chunk,
+    load_weights,
     operand,
     over_ranks,
     over_ranks_of_rows,
@@ -19,7 +20,6 @@ from mambakit.ops.triton.mamba3_chunk import (
 )
 from mambakit.ops.triton.mamba3_gradients import load_state
 from mambakit.ops.triton.mamba3_walk import gated
-from mambakit.ops.triton.ssd_steps import decay_between, decay_from_start, load_runs
 
 
 @Kernel
@@ -50,12 +50,8 @@ def key_gradients(
     present = (step < end - row) & (ranks < rank)
     columns = tl.arange(0, 2 * HALF)
     at_chunk = slot * heads + head
-    place = at_chunk * STEPS
-    coarse, fine, last_coarse, last_fine = load_runs(runs, place, runs_field, step, STEPS, FINE)
-    scales = tl.load(runs + 2 * runs_field + place + step)
-    owns = tl.load(runs + 3 * runs_field + place + step)
-    start = decay_from_start(coarse, fine, FINE)
-    tail = decay_between(last_coarse, coarse, last_fine, fine, FINE) * scales
+    coarse, fine, scales, owns, start, to_end, _ = load_weights(runs, at_chunk, runs_field, step, STEPS, FINE)
+    tail = to_end * scales
     key_inner = index[:, None] * (2 * HALF) + columns[None, :]
     at_keys = at_chunk * (ROWS * 2 * HALF)
     at_state = at_chunk * (2 * HALF) * headdim

@@ -56,13 +56,11 @@ def value_gradients(
     The states lack where they are zero, and so do their gradients. In float32 they are multiplied in pieces of PIECE
     rows: what is split for tf32 overflows the registers otherwise.
     """
-    groups = heads // share
-    group, split, chunk = _place_of_heads(groups, splits)
-    batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
-    step = tl.arange(0, CHUNK)
-    n = tl.arange(0, BLOCK_N)
-    rows, sequence = start.to(tl.int64), batch.to(tl.int64)
-    in_rows, in_n = step < end - start, n < state
+    group, first, end_head, chunk, _, sequence, rows, in_rows = _heads_of_chunk(
+        table, length, chunks_of_sequence, heads, share, splits, heads_of_program, CHUNK, PACKED
+    )
+    step, n = tl.arange(0, CHUNK), tl.arange(0, BLOCK_N)
+    in_n = n < state
     in_B = in_rows[:, None] & in_n[None, :]
     B_at = rows_at(B, sequence, rows, B_batch, B_row, ALIGN) + group * B_group
     C_at = rows_at(C, sequence, rows, C_batch, C_row, ALIGN) + group * C_group
@@ -80,8 +78,6 @@ def value_gradients(
         Bs = tl.load(B_at + step[:, None] * B_row + n[None, :], mask=in_B, other=0.0)
         Cs = tl.load(C_at + step[:, None] * C_row + n[None, :], mask=in_B, other=0.0)
         scores = product(Bs, tl.trans(Cs), None, PRECISION)
-    first = group * share + split * heads_of_program
-    end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
     for head in tl.range(first, end_head, num_stages=STAGES):
         place = (chunks_wide * head + chunk) * CHUNK
         coarse, fine, last_coarse, last_fine = load_runs(runs, place, whole * CHUNK, step, CHUNK, FINE)
@@ -177,12 +173,10 @@ def pair_gradients(
 ):  # fmt: skip
     """Fill the sums of dt_j R_ji over each program's heads, dpairs (splits, chunks, groups, CHUNK, CHUNK), and add to
     `steps` of `value_gradients` what pairs of steps give: to across and dscale, in float32 to within and not across."""
-    groups = heads // share
-    group, split, chunk = _place_of_heads(groups, splits)
-    batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
+    group, first, end_head, chunk, split, sequence, rows, in_rows = _heads_of_chunk(
+        table, length, chunks_of_sequence, heads, share, splits, heads_of_program, CHUNK, PACKED
+    )
     step = tl.arange(0, CHUNK)
-    rows, sequence = start.to(tl.int64), batch.to(tl.int64)
-    in_rows = step < end - start
     B_at = rows_at(B, sequence, rows, B_batch, B_row, ALIGN) + group * B_group
     C_at = rows_at(C, sequence, rows, C_batch, C_row, ALIGN) + group * C_group
     x_base = rows_at(x, sequence, rows, x_batch, x_row, ALIGN)
@@ -195,8 +189,6 @@ def pair_gradients(
     later = step[None, :] >= step[:, None]
     scores = scores_of(B_at, B_row, C_at, C_row, in_rows, state, CHUNK, BLOCK_N, PIECE, PRECISION)
     dscores = tl.zeros([CHUNK, CHUNK], tl.float32)
-    first = group * share + split * heads_of_program
-    end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
     for head in tl.range(first, end_head, num_stages=STAGES):
         place = (chunks_wide * head + chunk) * CHUNK
         coarse, fine, _, _ = load_runs(runs, place, whole * CHUNK, step, CHUNK, FINE)
@@ -229,7 +221,7 @@ def pair_gradients(
             tl.store(across + place + step, tl.load(across + place + step) + from_pairs)
         tl.store(dscale + place + step, tl.load(dscale + place + step) + as_source)
 
-    dpairs_at = dpairs + ((chunks_wide * split + chunk) * groups + group) * CHUNK * CHUNK
+    dpairs_at = dpairs + ((chunks_wide * split + chunk) * (heads // share) + group) * CHUNK * CHUNK
     tl.store(dpairs_at + step[:, None] * CHUNK + step[None, :], dscores)
 
 
@@ -247,13 +239,12 @@ def key_gradients(
 
     dkeys is (splits, batch * length, groups, state); the first of the splits gets what dpairs give.
     """
+    group, first, end_head, chunk, split, sequence, rows, in_rows = _heads_of_chunk(
+        table, length, chunks_of_sequence, heads, share, splits, heads_of_program, CHUNK, PACKED
+    )
     groups = heads // share
-    group, split, chunk = _place_of_heads(groups, splits)
-    batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
-    step = tl.arange(0, CHUNK)
-    n = tl.arange(0, BLOCK_N)
-    rows, sequence = start.to(tl.int64), batch.to(tl.int64)
-    in_rows, in_n = step < end - start, n < state
+    step, n = tl.arange(0, CHUNK), tl.arange(0, BLOCK_N)
+    in_n = n < state
     in_keys = in_rows[:, None] & in_n[None, :]
     v_base = rows_at(v, sequence, rows, v_batch, v_row, ALIGN)
     z_base = rows_at(z, sequence, rows, z_batch, z_row, ALIGN)
@@ -261,8 +252,6 @@ def key_gradients(
     whole = chunks_wide * heads
 
     found = tl.zeros([CHUNK, BLOCK_N], tl.float32)
-    first = group * share + split * heads_of_program
-    end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
     units = (end_head - first) * BLOCKS if HAS_STATES else 0
     for unit in tl.range(first * BLOCKS, first * BLOCKS + units, num_stages=STAGES):
         head, block = unit // BLOCKS, unit % BLOCKS
@@ -309,10 +298,20 @@ def key_gradients(
 
 
 @triton.jit
-def _place_of_heads(groups, splits):
-    """The group of the heads that a program takes, which part of it they are, and the chunk."""
+def _heads_of_chunk(
+    table, length, chunks_of_sequence, heads, share, splits, heads_of_program, CHUNK: tl.constexpr, PACKED: tl.constexpr
+):
+    """What a program takes: a group, the first of its heads and the one after the last, a chunk, and which part of the
+    heads they are; then of the chunk the sequence of the batch, the first step, and which of its steps are there."""
+    groups = heads // share
     part = tl.program_id(0) % (groups * splits)
-    return part // splits, part % splits, (tl.program_id(0) // (groups * splits)).to(tl.int64)
+    group, split = part // splits, part % splits
+    chunk = (tl.program_id(0) // (groups * splits)).to(tl.int64)
+    first = group * share + split * heads_of_program
+    end_head = tl.minimum(first + heads_of_program, (group + 1) * share)
+    batch, start, end = chunk_place(table, chunk, length, chunks_of_sequence, CHUNK, PACKED)
+    in_rows = tl.arange(0, CHUNK) < end - start
+    return group, first, end_head, chunk, split, batch.to(tl.int64), start.to(tl.int64), in_rows
 
 
 @Kernel
