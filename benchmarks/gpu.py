@@ -129,6 +129,7 @@ def warm_up(titles: list[str], processes: int, seconds: float) -> str:
     Processes that need more than so many seconds are ended: what they leave is compiled when it is first called.
     """
     start = time.monotonic()
+    processes = processes if titles else 0
     context = multiprocessing.get_context("spawn")
     workers = [
         context.Process(target=call_once, args=(titles, part, processes), daemon=True) for part in range(processes)

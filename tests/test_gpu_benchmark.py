@@ -124,23 +124,41 @@ def test_without_a_gpu_one_line_says_so(module: str) -> None:
 
 def _two_cases() -> Iterator[Case]:
     for number in range(2):
-        yield replace(_case(), operation=f"scan {number}", contenders={OURS: partial(_noted, number)})
+        contenders = {name: partial(_noted, f"{name} {number}") for name in (OURS, "rival")}
+        yield replace(_case(), operation=f"scan {number}", contenders=contenders)
 
 
-def _noted(number: int) -> Contender:
-    return Contender(lambda: Path(os.environ["NOTES"]).joinpath(str(number)).touch())
+def _noted(name: str) -> Contender:
+    return Contender(lambda: Path(os.environ["NOTES"]).joinpath(name).touch())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="synchronising would need no stand-in")
-def test_processes_that_compile_beforehand_share_the_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("large", "rivals"), [(False, {"rival 0", "rival 1"}), (True, {"rival 1"})])
+def test_processes_that_compile_beforehand_share_ours_and_what_fills_the_memory(
+    large: bool, rivals: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NOTES", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(gpu, "in_order", lambda names: list(_two_cases()))
+    monkeypatch.setattr(gpu, "in_order", lambda names: list(_two_cases()) if large or len(names) > 1 else [])
     monkeypatch.setattr(gpu, "tune_in", lambda warmup, rep: None)
-    for index, case in enumerate(_two_cases()):
-        gpu.call_once([title(vars(case))])
-        assert {path.name for path in tmp_path.iterdir()} == {str(done) for done in range(index + 1)}
+    monkeypatch.setattr(gpu, "share_configurations", lambda part, parts: None)
+    gpu.call_once([title(vars(case)) for case in _two_cases()], part=1, parts=2)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{OURS} 1", *rivals}
+
+
+def test_without_cases_nothing_is_compiled_beforehand() -> None:
     assert gpu.warm_up([], 4, 1.0).endswith("by 0 processes")
+
+
+def test_processes_share_what_an_autotuner_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    autotuner = pytest.importorskip("triton.runtime.autotuner").Autotuner
+    tried = {}
+    for part in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(autotuner, "prune_configs", lambda self, arguments: ["a", "b", "c", "d"][: arguments["most"]])
+            gpu.share_configurations(part, 3)
+            tried[part] = [autotuner.prune_configs(None, {"most": most}) for most in (4, 1)]
+    assert tried == {0: [["a", "d"], ["a"]], 1: [["b"], ["a"]], 2: [["c"], ["a"]]}
 
 
 def test_a_record_is_gone_on_with_where_it_is_of_the_same_gpu(tmp_path: Path) -> None:
