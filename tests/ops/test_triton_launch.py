@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mambakit.ops import ssd
+from mambakit.ops.triton import Operation
+
 triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from mambakit.ops import ssd  # noqa: E402
 from mambakit.ops.triton.launch import Kernel, launched_together  # noqa: E402
 
 
@@ -99,6 +101,7 @@ def launch(*widths):
 
 for _ in range(2):
     launched_together(x, lambda: launch(2, 3), lambda: launch(4))
+launched_together(x, lambda: launch(5), lambda: launch(2))  # 2 is compiled, and what it would read not written
 print(*((width, len(kernels)) for width, kernels in done), set(done[0][1]))
 """
 
@@ -108,7 +111,26 @@ def test_kernels_are_compiled_side_by_side_before_any_is_launched(tmp_path: Path
         pytest.skip("another Triton compiles what it launches, when it does")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", _WITHOUT_A_GPU], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "(2, 3) (3, 3) (2, 3) (3, 3) {b'\\x7fELF'}", done.stderr
+    assert done.stdout.strip() == "(2, 3) (3, 3) (2, 3) (3, 3) (5, 4) {b'\\x7fELF'}", done.stderr
+
+
+def test_a_backward_is_prepared_for_where_one_is_to_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[object] = []
+    run = Operation.forward_before_backward
+
+    def forward_before_backward(self: Operation, *arguments: Any) -> None:
+        prepared.append(self.name)
+        run(self, *arguments)
+
+    monkeypatch.setattr(Operation, "forward_before_backward", forward_before_backward)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, dt = torch.randn(1, 3, 1, 8, device=device), torch.rand(1, 3, 1, device=device)
+    B, A = torch.randn(1, 3, 1, 8, device=device), -torch.ones(1, device=device, requires_grad=True)
+    with torch.no_grad():
+        without = ssd(x, dt, A, B, B, backend="triton")
+    assert not prepared
+    torch.testing.assert_close(ssd(x, dt, A, B, B, backend="triton"), without)
+    assert prepared == ["ssd"]
 
 
 def test_another_triton_launches_its_kernels_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ An operation is a NamedTuple of its inputs, a function that allocates its output
 
 where `kept` is what the forward leaves for the backward. A backend that sets ABSENT_GRADIENTS takes None for the
 gradient of a final state that nothing depends on; the others get zeros. Where a backward is to follow, one that has
-`forward_of_two` is called by that. `register` makes of these the torch operators `mambakit::<name>` and
+`forward_before_backward` is called by that. `register` makes of these the torch operators `mambakit::<name>` and
 `mambakit::<name>_backward`, so that torch.compile and torch.export see the operation whole.
 Under torch.vmap one that `mambakit.ops.folding` knows runs once for all models; gradients are taken outside of it.
 """
@@ -63,7 +63,7 @@ def register(
     def results(inputs: Inputs, keep: bool, backend: str) -> tuple[Tensor, ...]:
         filled = outputs(inputs, keep, backend)
         kernels = backends[backend]
-        fill = getattr(kernels, "forward_of_two", kernels.forward) if keep else kernels.forward
+        fill = getattr(kernels, "forward_before_backward", kernels.forward) if keep else kernels.forward
         with _as_given(filled[0]):
             fill(inputs, *filled)
         return filled

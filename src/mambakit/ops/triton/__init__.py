@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,33 +50,27 @@ class Kernels:
 
 class Operation(Kernels):
     """The same of a backend of `mambakit.ops.operator`: what a call finds not to be compiled is compiled side by side,
-    and by `forward_of_two` with what the backward needs."""
+    and by `forward_before_backward` with what the backward needs."""
 
-    def forward(self, inputs: Any, y: Tensor, final_state: Tensor, *kept: Tensor) -> None:
-        def run() -> None:
-            _module(self.name).forward(inputs, y, final_state, *kept)
+    def forward(self, *arguments: Any) -> None:
+        """Of inputs, y, the final state and what is kept."""
+        self._together(arguments[1], functools.partial(_module(self.name).forward, *arguments))
 
-        _module("launch").launched_together(y, run)
-
-    def forward_of_two(self, inputs: Any, y: Tensor, final_state: Tensor, *kept: Tensor) -> None:
+    def forward_before_backward(self, inputs: Any, y: Tensor, final_state: Tensor, *kept: Tensor) -> None:
         """The forward of a call whose gradients are asked for."""
         kernels = _module(self.name)
-
-        def run() -> None:
-            kernels.forward(inputs, y, final_state, *kept)
 
         def ahead() -> None:
             kernels.backward(inputs, kept, y, None, type(inputs)(*map(_unfilled, inputs)))
 
-        _module("launch").launched_together(y, run, ahead)
+        self._together(y, functools.partial(kernels.forward, inputs, y, final_state, *kept), ahead)
 
-    def backward(
-        self, inputs: Any, kept: tuple[Tensor, ...], grad_y: Tensor, grad_final_state: Tensor | None, grads: Any
-    ) -> None:
-        def run() -> None:
-            _module(self.name).backward(inputs, kept, grad_y, grad_final_state, grads)
+    def backward(self, inputs: Any, kept: tuple[Tensor, ...], grad_y: Tensor, *arguments: Any) -> None:
+        """Of these, the gradient of the final state and the gradients to fill."""
+        self._together(grad_y, functools.partial(_module(self.name).backward, inputs, kept, grad_y, *arguments))
 
-        _module("launch").launched_together(grad_y, run)
+    def _together(self, tensor: Tensor, *calls: Callable[[], None]) -> None:
+        _module("launch").launched_together(tensor, *calls)
 
 
 @functools.cache

@@ -3,8 +3,8 @@
 Forward: what the steps weigh, chunk by chunk (prepare), angles before every chunk (carry_turns), keys and queries of
 every head (mamba3_keys), and one walk along the chunks, the state in registers (mamba3_outputs), that keeps the state
 before every chunk for the backward. Backward: the gradient of the state after every chunk (mamba3_walk), then those of
-values and gates of a chunk (mamba3_gradients) and of its keys and queries (mamba3_pairs), of B and C from these
-(mamba3_keys), and of speeds and steps from those of the angles (mamba3_angles).
+values and gates of a chunk (mamba3_value_gradients) and of its keys and queries (mamba3_key_gradients), of B and C from
+these (mamba3_keys), and of speeds and steps from those of the angles (mamba3_angles).
 
 A sequence that fits into one chunk and begins afresh has no state before it, and where nothing depends on its last
 state no gradient after it: such states are neither kept nor multiplied, and no walk goes back.

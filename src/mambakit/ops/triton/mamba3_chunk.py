@@ -241,6 +241,17 @@ def prepare(
 
 
 @triton.jit
+def rows_of_program(bounds, sequence_of_slot, length, heads, rank, STEPS: tl.constexpr, RANKS: tl.constexpr):
+    """Of a program that takes a chunk of a head: its slot and head, the first row of the chunk and the one after its
+    last; of each of its numbers, index, step and rank, and which of them are there."""
+    slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
+    _, row, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
+    index = tl.arange(0, STEPS * RANKS)
+    step, ranks = index // RANKS, index % RANKS
+    return slot, head, row, end, index, step, ranks, (step < end - row) & (ranks < rank)
+
+
+@triton.jit
 def load_weights(runs, at_chunk, runs_field, step, STEPS: tl.constexpr, FINE: tl.constexpr):
     """Of the rows of a chunk of a head: the sums of log decays in two parts, scales and own, the decay from the start
     of the chunk and to its end; and that over all of it."""

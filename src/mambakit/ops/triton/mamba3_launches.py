@@ -14,11 +14,11 @@ from mambakit.ops.triton import (
     interpreting,
     mamba3_angles,
     mamba3_chunk,
-    mamba3_gradients,
+    mamba3_key_gradients,
     mamba3_keys,
     mamba3_outputs,
-    mamba3_pairs,
     mamba3_shapes,
+    mamba3_value_gradients,
     mamba3_walk,
 )
 from mambakit.ops.triton.counting import ceil_div, power_of_two
@@ -87,7 +87,8 @@ class Launches:
         self.x, self.B, self.C, self.z = layout.row_strides
         self.y = size.heads * size.headdim * (size.rank if layout.ranked else 1)
         self.programs, self.segments, self.segment_chunks = self._cut_walk()
-        self._chunk_launches: dict[tuple[str, bool], Launch] = {}
+        self.value_gradients = functools.cache(self._value_gradients)  # with states, or without any
+        self.key_gradients = functools.cache(self._key_gradients)
 
     @property
     def tiles(self) -> dict[str, Any]:
@@ -168,29 +169,21 @@ class Launches:
             **self.tiles, **self.block("walk"),
         )  # fmt: skip
 
-    def value_gradients(self, stateless: bool) -> Launch:
-        size, layout = self.size, self.layout
-        return self._of_chunks(
-            "value_gradients", mamba3_gradients.value_gradients, stateless, size.rank, self.x, self.z, self.y,
-            *layout.D_strides,
-        )  # fmt: skip
+    def _value_gradients(self, stateless: bool) -> Launch:
+        numbers = (self.size.rank, self.x, self.z, self.y, *self.layout.D_strides)
+        return self._of_chunks("value_gradients", mamba3_value_gradients.value_gradients, stateless, numbers)
 
-    def key_gradients(self, stateless: bool) -> Launch:
-        size = self.size
-        return self._of_chunks(
-            "key_gradients", mamba3_pairs.key_gradients, stateless, size.rank, size.pairs, self.x, self.z, self.y
-        )
+    def _key_gradients(self, stateless: bool) -> Launch:
+        numbers = (self.size.rank, self.size.pairs, self.x, self.z, self.y)
+        return self._of_chunks("key_gradients", mamba3_key_gradients.key_gradients, stateless, numbers)
 
-    def _of_chunks(self, name: str, kernel: Kernel, stateless: bool, *numbers: int) -> Launch:
+    def _of_chunks(self, name: str, kernel: Kernel, stateless: bool, numbers: tuple[int, ...]) -> Launch:
         """Without states a chunk may have few rows, for which float32 needs no more warps."""
-        if (name, stateless) not in self._chunk_launches:
-            size, block = self.size, self.block(name, rows_of_few=16 if stateless else 0)
-            self._chunk_launches[name, stateless] = kernel.bind(
-                (size.slots * size.heads,), self.runs_field, size.length, size.heads, size.headdim, *numbers,
-                CHANNEL_BLOCKS=ceil_div(size.headdim, block["BLOCK"]), RANKED=self.layout.ranked,
-                **self.tiles, **block,
-            )  # fmt: skip
-        return self._chunk_launches[name, stateless]
+        size, block = self.size, self.block(name, rows_of_few=16 if stateless else 0)
+        return kernel.bind(
+            (size.slots * size.heads,), self.runs_field, size.length, size.heads, size.headdim, *numbers,
+            CHANNEL_BLOCKS=ceil_div(size.headdim, block["BLOCK"]), RANKED=self.layout.ranked, **self.tiles, **block,
+        )  # fmt: skip
 
     @functools.cached_property
     def vector_gradients(self) -> Launch:

@@ -84,7 +84,7 @@ def _turned(
 
 
 @Kernel
-@triton.jit(do_not_specialize=["dt_stride", "A_stride", "trap_stride"])
+@triton.jit
 def _step(
     x, dt, A, B, C, trap, angles, z, D, dt_bias, B_bias, C_bias, mimo_x, mimo_z, mimo_o,
     angle,  # (batch, heads, pairs)

@@ -24,7 +24,7 @@ Account, bfloat16, b = batch * length * heads steps of headdim P = 64, state N =
     pair_gradients  4 P                        256           2 Q P                             8 Ki
     key_gradients   4 P + 4 P N / Q            768           4 P N (two launches)             32 Ki
 
-so (8, 2048, 64, 64, 128), a million of b, moves 0.27 GB forward and, with what is kept, 2.9 GB forward and backward. A
+so (8, 2048, 64, 64, 128), a million of b, moves 0.27 GB forward and, with what is kept, 3 GB forward and backward. A
 larger chunk would halve the states' share, and its accumulators don't fit the registers. Segments cost walk_states
 once more, without the kept states. In float32 a chunk is half as long, and a state twice as large and multiplied in
 pieces: of 16 rows, reread from where they are kept, for the three products of tf32 need the room in the registers.

@@ -57,7 +57,7 @@ def configuration(
 ) -> Configuration:
     """The shape class is the dtype, the sizes of a state and a chunk, and whether there is a gate.
 
-    Tiles of half precision that are 32 wide are a quarter faster, and right where they were measured; elsewhere Triton
+    Tiles of half precision that are 32 wide are a seventh faster, and right where they were measured; elsewhere Triton
     3.6 on Hopper has made wrong numbers of some.
     """
     wide, large = dtype == torch.float32, state > 128

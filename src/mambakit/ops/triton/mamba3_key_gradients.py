@@ -1,5 +1,5 @@
 """The gradients of keys and queries of a chunk of the Mamba-3 scan, before they are turned back; and what pairs of
-steps give to those of log decays, scales and own. `mamba3_gradients` has the formulas.
+steps give to those of log decays, scales and own. `mamba3_value_gradients` has the formulas.
 
 What is formed of all pairs comes first and shrinks to one operand; then one product follows another, so that at most
 one accumulator of a key's width is alive.
@@ -10,15 +10,15 @@ import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
-    find_chunk,
     load_weights,
     operand,
     over_ranks,
     over_ranks_of_rows,
     pair_decays,
     product,
+    rows_of_program,
 )
-from mambakit.ops.triton.mamba3_gradients import load_state
+from mambakit.ops.triton.mamba3_value_gradients import load_state
 from mambakit.ops.triton.mamba3_walk import gated
 
 
@@ -41,13 +41,11 @@ def key_gradients(
     RANKED: tl.constexpr, FINE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
-    slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
-    _, row, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
+    slot, head, row, end, index, step, ranks, present = rows_of_program(
+        bounds, sequence_of_slot, length, heads, rank, STEPS, RANKS
+    )
     if row >= end:  # a slot that no sequence of the pack has
         return
-    index = tl.arange(0, ROWS)
-    step, ranks = index // RANKS, index % RANKS
-    present = (step < end - row) & (ranks < rank)
     columns = tl.arange(0, 2 * HALF)
     at_chunk = slot * heads + head
     coarse, fine, scales, owns, start, to_end, _ = load_weights(runs, at_chunk, runs_field, step, STEPS, FINE)

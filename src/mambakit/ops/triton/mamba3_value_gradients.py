@@ -1,4 +1,5 @@
-"""The gradients of a chunk of the Mamba-3 scan: of its values and gates here, of keys and queries in mamba3_pairs.
+"""The gradients of a chunk of the Mamba-3 scan: of its values and gates here, of keys and queries in
+mamba3_key_gradients.
 
 With W, start and tail as in mamba3_outputs, S the state before the chunk and G the gradient of the state after it, dout
 the gradient of what the gates are given, and
@@ -24,13 +25,13 @@ import triton.language as tl
 
 from mambakit.ops.triton.launch import Kernel
 from mambakit.ops.triton.mamba3_chunk import (
-    find_chunk,
     load_weights,
     operand,
     over_ranks,
     over_ranks_of_rows,
     pair_weights,
     product,
+    rows_of_program,
     silu_and_slope,
     store_over_steps,
 )
@@ -57,13 +58,11 @@ def value_gradients(
 ):  # fmt: skip
     ROWS: tl.constexpr = STEPS * RANKS
     GATED: tl.constexpr = (z is not None) or (down is not None)
-    slot, head = tl.program_id(0).to(tl.int64) // heads, tl.program_id(0) % heads
-    _, row, end = find_chunk(slot, bounds, sequence_of_slot, length, STEPS)
+    slot, head, row, end, index, step, ranks, present = rows_of_program(
+        bounds, sequence_of_slot, length, heads, rank, STEPS, RANKS
+    )
     if row >= end:  # a slot that no sequence of the pack has
         return
-    index = tl.arange(0, ROWS)
-    step, ranks = index // RANKS, index % RANKS
-    present = (step < end - row) & (ranks < rank)
     columns = tl.arange(0, 2 * HALF)
     at_chunk = slot * heads + head
     coarse, fine, scales, owns, start, to_end, over_chunk = load_weights(runs, at_chunk, runs_field, step, STEPS, FINE)
