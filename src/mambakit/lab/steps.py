@@ -15,12 +15,11 @@ from torch import Tensor
 
 from mambakit.lab.data import TrainingBatches
 from mambakit.lab.grouped import GroupedAdamW, GroupedModels, train_step
+from mambakit.nn.graph_capture import capturing
 
 _UNCAPTURED = 2  # steps of the first shape of batch, by which libraries are loaded and set up
 _UNCAPTURED_LATER = 1  # of every other: its kernels are compiled by it
-_CAPTURING = threading.Lock()  # runs that share a GPU capture one at a time
-
-
+_SWITCHING = threading.Lock()
 _in_tf32: list[bool] = []  # what the switch was for each run that wants it, under the lock
 
 
@@ -28,13 +27,13 @@ _in_tf32: list[bool] = []  # what the switch was for each run that wants it, und
 def products_in_tf32() -> Iterator[None]:
     """Matrix products of float32 in TF32 on GPUs; a switch of the process, back when the last that asked has left."""
     switch = torch.backends.cuda.matmul
-    with _CAPTURING:
+    with _SWITCHING:
         _in_tf32.append(switch.allow_tf32)
         switch.allow_tf32 = True
     try:
         yield
     finally:
-        with _CAPTURING:
+        with _SWITCHING:
             before = _in_tf32[0]
             _in_tf32.pop()
             switch.allow_tf32 = before or bool(_in_tf32)
@@ -113,8 +112,7 @@ class TrainingSteps:
         """Capture the step of a shape, without taking it; False where that can't be done."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may launch and allocate meanwhile: they have streams of their own.
-            with _CAPTURING, self._aside(), torch.cuda.graph(graph, self._pool, self._side, "thread_local"):
+            with self._aside(), capturing(graph, self._pool, self._side):
                 self._take()
         except RuntimeError as error:
             reason = str(error).splitlines()[0]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from mambakit.nn.graph_capture import capturing
 from mambakit.ops import decode
 
 _WARM_UP = 2  # runs before the capture, in which kernels are compiled and libraries set up
@@ -131,7 +132,7 @@ class GraphedSteps:
             torch.cuda.current_stream().wait_stream(aside)
             pool = next(iter(self._graphs.values())).graph.pool() if self._graphs else None
             try:
-                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                with capturing(graph, pool):
                     y = self._take(x, captured=True)
             except RuntimeError as error:
                 raise RuntimeError(f"its step can't be captured as a CUDA graph ({_first_line(error)})") from error
