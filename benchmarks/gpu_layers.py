@@ -16,22 +16,24 @@ from torch import Tensor
 from benchmarks.gpu_case import OURS, Case, Contender, Floor
 
 VOCABULARY, WIDTH, LAYERS = 50280, 768, 24
+BATCH = 8  # of a training step
 PROMPT, NEW = 100, 100
 _HALF = torch.bfloat16
+_PLAINLY = f"{OURS}, kernel by kernel"
 
 
 def cases() -> Iterator[Case]:
     """All cases, whole models first."""
     for mixer in ("mamba", "mamba2"):
-        yield _training(mixer, 2048, "mamba-ssm", 1.0)
+        yield _training(mixer, 2048)
         yield _generation(mixer, 1)
     yield _convolution(8, 2048, 2048)
     yield _norm(16384, 1536)
-    yield _training("mamba", 512, "transformers", 100.0)
+    yield _short_training("mamba")
     for mixer in ("mamba", "mamba2"):
         yield _generation(mixer, 64)
     yield _convolution(1, 65536, 2048)
-    yield _training("mamba2", 512, "transformers", 100.0)
+    yield _short_training("mamba2")
 
 
 def _convolution(batch: int, length: int, channels: int) -> Case:
@@ -147,30 +149,48 @@ def _their_norm(rows: int, dim: int) -> Contender:
     return _differentiable(function, _norm_inputs(rows, dim), _norm_inputs(300, dim))
 
 
-def _training(mixer: str, length: int, rival: str, goal: float) -> Case:
-    batch, tokens = 8, 8 * length
-    parameters = 130e6
-    build = {"mamba-ssm": _their_model, "transformers": _slow_model}[rival]
-    # Forward 2 and backward 4 operations a weight and token; weights, gradients and AdamW's two moments once.
-    floor = Floor(bytes=2 * parameters * 10, matrix_operations=6 * parameters * tokens)
+def _training(mixer: str, length: int) -> Case:
     return Case(
-        f"training step, {'Mamba' if mixer == 'mamba' else 'Mamba-2'}-130m",
-        f"batch {batch}, length {length}",
-        _HALF,
+        *_training_step(mixer, length),
         {
-            OURS: lambda: _steps(_our_model(mixer), _our_loss, batch, length),
-            rival: lambda: _steps(build(mixer), _their_loss, batch, length),
+            OURS: lambda: _steps(_our_model(mixer), _our_loss, length),
+            "mamba-ssm": lambda: _steps(_their_model(mixer), _their_loss, length),
         },
-        {rival: (None, goal)},
-        Floor(bytes=2 * parameters, matrix_operations=2 * parameters * tokens),
-        floor,
+        {"mamba-ssm": (None, 1.0)},
+        *_training_floors(length),
         notes=("forward: the loss in training mode; forward+backward: with gradients and a step of fused AdamW",),
     )
 
 
-def _steps(model: Any, loss_of: Callable[[Any, Tensor], Tensor], batch: int, length: int) -> Contender:
-    ids = torch.randint(VOCABULARY, (batch, length), device="cuda")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+def _short_training(mixer: str) -> Case:
+    length = 512
+    return Case(
+        *_training_step(mixer, length),
+        {
+            OURS: lambda: _captured_steps(_our_model(mixer), length),
+            _PLAINLY: lambda: _steps(_our_model(mixer), _our_loss, length),
+            "transformers": lambda: _steps(_slow_model(mixer), _their_loss, length),
+        },
+        {"transformers": (None, 100.0), _PLAINLY: (None, None)},
+        *_training_floors(length),
+        notes=("ours: loss and gradients captured as a graph, as mambakit's own training takes them",),
+    )
+
+
+def _training_step(mixer: str, length: int) -> tuple[str, str, torch.dtype]:
+    name = {"mamba": "Mamba-130m", "mamba2": "Mamba-2-130m"}[mixer]
+    return f"training step, {name}", f"batch {BATCH}, length {length}", _HALF
+
+
+def _training_floors(length: int) -> tuple[Floor, Floor]:
+    parameters, tokens = 130e6, BATCH * length
+    # Forward 2 and backward 4 operations a weight and token; weights, gradients and AdamW's two moments once.
+    forward = Floor(bytes=2 * parameters, matrix_operations=2 * parameters * tokens)
+    return forward, Floor(bytes=2 * parameters * 10, matrix_operations=6 * parameters * tokens)
+
+
+def _steps(model: Any, loss_of: Callable[[Any, Tensor], Tensor], length: int) -> Contender:
+    ids, optimizer = _tokens(length), _optimizer(model)
     slow = getattr(model, "by_the_slow_path", False)
     hiding = _hidden_kernels if slow else contextlib.nullcontext
 
@@ -188,6 +208,41 @@ def _steps(model: Any, loss_of: Callable[[Any, Tensor], Tensor], batch: int, len
         with hiding():
             loss_of(model, ids[:1, :4]).backward()
     return Contender(forward, step, once=slow)
+
+
+def _captured_steps(model: Any, length: int) -> Contender:
+    from mambakit.training.captured import CapturedGradients
+
+    batch, optimizer = {"tokens": _tokens(length)}, _optimizer(model)
+
+    def compute(batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = _our_loss(model, batch["tokens"])
+        loss.backward()
+        return loss, {}
+
+    gradients = CapturedGradients(compute, list(model.parameters()))
+
+    def forward() -> None:
+        with torch.no_grad():
+            _our_loss(model, batch["tokens"])
+
+    def step() -> None:
+        gradients(batch)
+        optimizer.step()
+
+    for _ in range(4):  # the last but one captures
+        step()
+    if gradients.refused:
+        raise NotImplementedError(f"no CUDA graph: {gradients.refused[0]}")
+    return Contender(forward, step)
+
+
+def _tokens(length: int) -> Tensor:
+    return torch.randint(VOCABULARY, (BATCH, length), device="cuda")
+
+
+def _optimizer(model: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
 def _our_model(mixer: str) -> Any:

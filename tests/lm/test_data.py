@@ -12,7 +12,7 @@ from tests.lm.small import model_of
 from mambakit.errors import DataError
 from mambakit.lm import byte_tokenizer
 from mambakit.lm.data import Draws, TokenStream, Windows, read_documents, tokenize
-from mambakit.lm.train import make_objective
+from mambakit.lm.train import objective, prepare
 
 
 def _stream(texts: list[str], tmp_path: Path) -> TokenStream:
@@ -59,29 +59,24 @@ def test_windows_know_where_documents_start(tmp_path: Path) -> None:
 
 
 def test_a_window_s_loss_is_that_of_its_documents_alone() -> None:
-    model, objective = model_of("mamba", vocab_size=40).eval(), make_objective()
+    model = model_of("mamba", vocab_size=40).eval()
     tokens = torch.randint(3, 40, (2, 6))
     starts = torch.zeros(2, 6, dtype=torch.bool)
     starts[0, 4] = True
-    loss, _ = objective(model, {"tokens": tokens, "starts": starts})
+    loss, _ = objective(model, prepare({"tokens": tokens, "starts": starts}))
     parts = [tokens[:1, :4], tokens[:1, 4:], tokens[1:]]
     alone = [model(part, labels=part).loss * (part.shape[1] - 1) for part in parts]
     torch.testing.assert_close(loss, sum(alone) / 9)
     starts[0, 4] = False
-    leaked, _ = objective(model, {"tokens": tokens, "starts": starts})
+    leaked, _ = objective(model, prepare({"tokens": tokens, "starts": starts}))
     assert (leaked - loss).abs() > 1e-3
 
 
 def test_every_epoch_draws_windows_from_everywhere_by_its_seed(tmp_path: Path) -> None:
     draws = Draws(Windows(_stream(["abcdefgh"], tmp_path), 4), 3)
-    objective, seen = make_objective(draws), []
-
-    def model(**inputs: torch.Tensor) -> object:
-        seen.extend(inputs["input_ids"][:, 0].tolist())
-        return type("Output", (), {"loss": torch.tensor(0.0)})
-
+    seen = []
     for _ in range(30):
-        objective(model, draws.batch(torch.arange(3)))
+        seen.extend(prepare(draws.batch(torch.arange(3)), draws)["tokens"][:, 0].tolist())
     assert set(seen) == set(range(97, 103)), "every window of four, the last with the document's end"
     assert len(seen) == 90
     found = []

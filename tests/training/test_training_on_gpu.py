@@ -1,5 +1,7 @@
 """Mixed precision on a GPU, with the gradient scaler that only fp16 has."""
 
+import warnings
+
 import pytest
 import torch
 from tests.training.toy import squared_error, toy_model, training_data, validation_data
@@ -36,16 +38,27 @@ def test_every_precision_learns(precision):
     assert record.best_validation_loss < 0.5 * record.history[0]["validation_loss"]
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_captured_steps_are_plain_steps_dropout_and_all(precision):
+    _, plain = run(precision)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that a step could not be captured
+        _, captured = run(precision, capture=True)
+    for entry, captured_entry in zip(plain.history, captured.history, strict=True):
+        assert captured_entry["validation_loss"] == pytest.approx(entry["validation_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("capture", [False, True])
 @pytest.mark.parametrize("precision", ["no", "fp16"])
-def test_an_interrupted_run_resumes_to_the_same_losses(precision, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_losses(precision, capture, tmp_path):
     def stop(entry):
         if entry["epoch"] == 3:
             raise Interrupted
 
-    _, whole = run(precision)
+    _, whole = run(precision, capture=capture)
     with pytest.raises(Interrupted):
-        run(precision, run_dir=tmp_path, on_epoch=stop)
-    _, resumed = run(precision, run_dir=tmp_path, resume=True)
+        run(precision, run_dir=tmp_path, on_epoch=stop, capture=capture)
+    _, resumed = run(precision, run_dir=tmp_path, resume=True, capture=capture)
     for entry, resumed_entry in zip(whole.history, resumed.history, strict=True):
         assert resumed_entry["validation_loss"] == pytest.approx(entry["validation_loss"], rel=1e-3)
 

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from mambakit.lab.data import TrainingBatches
 from mambakit.lab.grouped import GroupedAdamW, GroupedModels, train_step
-from mambakit.nn.graph_capture import capturing
+from mambakit.nn.graph_capture import Replayed
 
-_UNCAPTURED = 2  # steps of the first shape of batch, by which libraries are loaded and set up
-_UNCAPTURED_LATER = 1  # of every other: its kernels are compiled by it
 _SWITCHING = threading.Lock()
 _in_tf32: list[bool] = []  # what the switch was for each run that wants it, under the lock
 
@@ -45,8 +43,7 @@ class TrainingSteps:
     Args:
         paces: of `GroupedAdamW.paces`.
         clip: of `train_step`.
-        capture: replay steps as CUDA graphs; where one can't be captured, a warning says so and steps are taken as they
-            are.
+        capture: replay steps as CUDA graphs; where one can't be captured, a warning says so and it is taken as it is.
     """
 
     def __init__(
@@ -63,11 +60,7 @@ class TrainingSteps:
         self._next = torch.zeros(1, dtype=torch.int64, device=paces.device)
         self._losses = torch.zeros(grouped.count, dtype=torch.float64, device=paces.device)
         self._taken = 0  # whose losses are in the sum
-        self._plain: dict[torch.Size, int] = {}
-        self._graphs: dict[torch.Size, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle() if capture else None
-        if capture:
-            self._side = torch.cuda.Stream()
+        self._replayed = Replayed() if capture else None
 
     def go_on_from(self, step: int) -> None:
         """Step `step` (0, 1, ...) is the next."""
@@ -77,18 +70,14 @@ class TrainingSteps:
         """Take step `step`, the next; on a GPU it may be running still when this returns."""
         shape = self._batches.prepare(step)
         self._taken += 1
-        if not self.captures:
+        if self._replayed is None:
             self._take()
             return
-        graph = self._graphs.get(shape)
-        uncaptured = _UNCAPTURED_LATER if self._graphs else _UNCAPTURED
-        if graph is None and self._plain.setdefault(shape, 0) < uncaptured:
-            self._plain[shape] += 1
-            self._take_aside()
-        elif graph is not None or self._capture(shape):
-            self._graphs[shape].replay()
-        else:
-            self._take()
+        self._replayed.call(shape, self._take)
+        if self.captures and self._replayed.refused:
+            reason = next(iter(self._replayed.refused.values()))
+            warnings.warn(f"a step could not be captured and is taken as it is: {reason}", stacklevel=2)
+            self.captures = False
 
     def mean_losses(self) -> list[float]:
         """Every model's mean loss over the steps since this was last asked; waits for them."""
@@ -102,30 +91,3 @@ class TrainingSteps:
         pace = self._paces[self._next].squeeze(0)
         self._losses += train_step(self._grouped, self._optimizer, tokens, targets, pace, self._clip)
         self._next += 1
-
-    def _take_aside(self) -> None:
-        """A step on the stream that is captured, as capturing wants those before it."""
-        with self._aside():
-            self._take()
-
-    def _capture(self, shape: torch.Size) -> bool:
-        """Capture the step of a shape, without taking it; False where that can't be done."""
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with self._aside(), capturing(graph, self._pool, self._side):
-                self._take()
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            warnings.warn(f"a step could not be captured and steps are taken one by one: {reason}", stacklevel=2)
-            self.captures = False
-            return False
-        self._graphs[shape] = graph
-        return True
-
-    @contextlib.contextmanager
-    def _aside(self) -> Iterator[None]:
-        own = torch.cuda.current_stream()
-        self._side.wait_stream(own)
-        with torch.cuda.stream(self._side):
-            yield
-        own.wait_stream(self._side)

@@ -12,7 +12,9 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from mambakit.errors import ArtefactError, DataError
 from mambakit.lm.config import MambaConfig
 from mambakit.lm.data import Draws, TokenStream, Windows
 from mambakit.lm.model import MambaForCausalLM
-from mambakit.training import Objective, TrainingConfig, TrainingRecord, fit
+from mambakit.training import TrainingConfig, TrainingRecord, fit
 from mambakit.training.artefacts import read_json, write_json
 from mambakit.training.optimizer import make_optimizer
 from mambakit.training.processes import decided_by_first
@@ -87,7 +89,7 @@ def train(
     draws = Draws(windows, plan.windows)
     return fit(
         model,
-        make_objective(draws),
+        objective,
         draws,
         held_out,
         settings.model_copy(update={"epochs": plan.epochs}),
@@ -95,27 +97,35 @@ def train(
         resume=resume,
         quiet=quiet,
         description="training",
+        prepare=partial(prepare, draws=draws),
+        capture=True,
     )
 
 
-def make_objective(draws: Draws | None = None) -> Objective:
-    """The loss of a batch of windows; those of an epoch of `draws` are drawn here."""
+def objective(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of what `prepare` made of a batch."""
+    tokens = batch["tokens"]
+    if "bounds" not in batch:
+        return model(input_ids=tokens, labels=tokens, use_cache=False).loss, {}
+    bounds = torch.tensor(batch["bounds"], device=tokens.device)
+    return model(input_ids=tokens, labels=tokens, cu_seqlens=bounds, use_cache=False).loss, {}
 
-    def objective(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        if draws is not None and "probe" in batch:
-            drawn = draws.draw(len(batch["probe"]))
-            batch = {name: tensor.to(batch["probe"].device) for name, tensor in drawn.items()}
-        tokens, starts = batch["tokens"], batch["starts"]
-        if not starts[:, 1:].any():
-            return model(input_ids=tokens, labels=tokens, use_cache=False).loss, {}
-        # Documents in a row are read as a pack, each on its own.
-        heads = starts.clone()
-        heads[:, 0] = True
-        bounds = torch.cat([heads.flatten().nonzero()[:, 0], torch.tensor([tokens.numel()], device=tokens.device)])
-        flat = tokens.reshape(1, -1)
-        return model(input_ids=flat, labels=flat, cu_seqlens=bounds, use_cache=False).loss, {}
 
-    return objective
+def prepare(batch: Mapping[str, Tensor], draws: Draws | None = None) -> dict[str, Any]:
+    """Windows as the objective takes them: their tokens; where documents share a row, all rows as a pack, each document
+    on its own, and their bounds as numbers.
+
+    Args:
+        batch: of `Windows`; or of `draws`, in whose place windows are drawn.
+    """
+    if draws is not None and "probe" in batch:
+        batch = draws.draw(len(batch["probe"]))
+    tokens, starts = batch["tokens"], batch["starts"]
+    if not starts[:, 1:].any():
+        return {"tokens": tokens}
+    heads = starts.clone()
+    heads[:, 0] = True
+    return {"tokens": tokens.reshape(1, -1), "bounds": [*heads.flatten().nonzero()[:, 0].tolist(), tokens.numel()]}
 
 
 def _plan(
@@ -146,16 +156,17 @@ def _timed(
 ) -> tuple[float, float]:
     """Seconds of a step and of a validation, taken on a copy of the model."""
     from accelerate import Accelerator
+    from accelerate.utils import send_to_device
 
     device = Accelerator(mixed_precision=settings.mixed_precision).device
     trial = copy.deepcopy(model).to(device).train()
-    optimizer, objective = make_optimizer(trial, settings), make_objective()
+    optimizer = make_optimizer(trial, settings)
     half = settings.mixed_precision != "no"
     times = []
     for step in range(_WARM_UP_STEPS + _TIMED_STEPS):
         started = time.perf_counter()
         indices = (torch.arange(settings.batch_size) + step * settings.batch_size) % len(windows)
-        batch = {name: tensor.to(device) for name, tensor in windows.batch(indices).items()}
+        batch = send_to_device(prepare(windows.batch(indices)), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             loss, _ = objective(trial, batch)
         loss.backward()

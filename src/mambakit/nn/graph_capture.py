@@ -3,12 +3,68 @@
 import contextlib
 import gc
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
 
 _CAPTURING = threading.Lock()  # torch captures one graph at a time
+_PLAINLY = 2  # calls of the first form before the one that is captured, by which libraries are loaded and set up
+_PLAINLY_LATER = 1  # of every other: its kernels are compiled by it
+
+
+class Replayed:
+    """Calls of functions that ask nothing of the host, each form of call a CUDA graph once it came a few times.
+
+    A graph reads and writes memory where it lay when it was captured: what a function reads must stay at its place and
+    be filled anew before each call, and what it made at the last call that ran it is filled anew by every later one.
+
+    Attributes:
+        refused: forms that could not be captured, and why; they are called as ever.
+    """
+
+    def __init__(self) -> None:
+        self.refused: dict[Hashable, str] = {}
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._plainly: Counter[Hashable] = Counter()
+        self._pool = torch.cuda.graph_pool_handle()
+        self._side = torch.cuda.Stream()
+
+    def call(self, form: Hashable, function: Callable[[], object]) -> None:
+        """Call `function`, or replay what an earlier call of the same form launched."""
+        if form not in self._graphs and not self._captured(form, function):
+            with self._aside():  # as capturing wants it of the calls before
+                function()
+        else:
+            self._graphs[form].replay()
+
+    def _captured(self, form: Hashable, function: Callable[[], object]) -> bool:
+        self._plainly[form] += 1
+        if form in self.refused or self._plainly[form] <= (_PLAINLY_LATER if self._graphs else _PLAINLY):
+            return False
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with self._aside(), capturing(graph, self._pool, self._side):
+                function()
+        except RuntimeError as error:
+            self.refused[form] = first_line(error)
+            return False
+        self._graphs[form] = graph
+        return True
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        own = torch.cuda.current_stream()
+        self._side.wait_stream(own)
+        with torch.cuda.stream(self._side):
+            yield
+        own.wait_stream(self._side)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the advice that torch adds."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mambakit.nn.graph_capture import capturing
+from mambakit.nn.graph_capture import capturing, first_line
 from mambakit.ops import decode
 
 _WARM_UP = 2  # runs before the capture, in which kernels are compiled and libraries set up
@@ -135,11 +135,7 @@ class GraphedSteps:
                 with capturing(graph, pool):
                     y = self._take(x, captured=True)
             except RuntimeError as error:
-                raise RuntimeError(f"its step can't be captured as a CUDA graph ({_first_line(error)})") from error
+                raise RuntimeError(f"its step can't be captured as a CUDA graph ({first_line(error)})") from error
             finally:
                 self.load(before)
         return _Captured(graph, x, y)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

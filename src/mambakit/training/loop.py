@@ -28,6 +28,7 @@ from mambakit.errors import DataError, MambakitError, TrainingDiverged
 from mambakit.training.artefacts import exclusive, remove_leftovers
 from mambakit.training.average import WeightAverage
 from mambakit.training.batches import SampleMeans, TrainingData, derived_seed, epoch_order, process_share
+from mambakit.training.captured import CapturedGradients
 from mambakit.training.checkpoint import (
     Checkpoint,
     CheckpointState,
@@ -62,6 +63,7 @@ Objective = Callable[[nn.Module, Any], tuple[Tensor, Mapping[str, Tensor]]]
 """`objective(model, batch)` returns the mean loss over the batch, and further means by name (an empty dict: none).
 
 It calls `model` like a function, once; under several processes that is a wrapper without the model's own attributes.
+One that depends on model and batch alone, and asks nothing of the host, may be captured (`fit`).
 """
 
 
@@ -78,6 +80,8 @@ def fit(
     description: str = "training",
     on_epoch: Callable[[EpochEntry], None] | None = None,
     tracking: Tracking | None = None,
+    prepare: Callable[[Any], Any] | None = None,
+    capture: bool = False,
 ) -> TrainingRecord:
     """Train `model` in place; it ends with the weights of the best epoch, in eval mode, on the device of accelerate.
 
@@ -95,6 +99,9 @@ def fit(
         quiet: show nothing.
         on_epoch: called in the main process with each new entry of the history, after its checkpoint is written.
         tracking: a tool that gets each new entry as well.
+        prepare: what becomes of a batch on the host before the objective sees it.
+        capture: whether the objective depends on model and batch alone and never waits for the device: on one GPU
+            loss and gradients of a batch are then one CUDA graph, replayed; where that fails, steps are taken as ever.
 
     Raises:
         TrainingDiverged: the loss or the gradient is not finite; the message says since when and where.
@@ -122,7 +129,7 @@ def fit(
             stack.enter_context(tracking.started(accelerator, config))
         stack.enter_context(out_of_memory_explained(config))
         prepared = stack.enter_context(_prepared(accelerator, model))
-        run = _Run(accelerator, model, prepared, objective, training_data, validation_data, config)
+        run = _Run(accelerator, model, prepared, objective, training_data, validation_data, config, prepare, capture)
         if folder is not None:
             run.fingerprint = make_fingerprint(model, config, training_data, validation_data)
             if resume:
@@ -156,6 +163,8 @@ class _Run:
         training_data: TrainingData,
         validation_data: TrainingData,
         config: TrainingConfig,
+        prepare: Callable[[Any], Any] | None,
+        capture: bool,
     ) -> None:
         self.accelerator = accelerator
         self.model = model
@@ -164,9 +173,16 @@ class _Run:
         self.training_data = training_data
         self.validation_data = validation_data
         self.config = config
+        self.prepare = prepare
         self.optimizer = make_optimizer(model, config)
         self.scaled_optimizer = accelerator.prepare_optimizer(self.optimizer)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        alone = accelerator.num_processes == 1 and config.gradient_accumulation == 1
+        self.captured = (
+            CapturedGradients(self._gradients, self.parameters)
+            if capture and alone and accelerator.device.type == "cuda"
+            else None
+        )
         self.average = None if config.average_decay is None else WeightAverage(self.parameters, config.average_decay)
         self.steps_per_epoch = math.ceil(len(training_data) / config.batch_size)
         self.history: list[EpochEntry] = []
@@ -254,17 +270,26 @@ class _Run:
         parts = [part for part in share.tensor_split(self.config.gradient_accumulation) if len(part)]
         total = torch.zeros((), device=accelerator.device)
         for number, part in enumerate(parts, start=1):
+            samples = len(part) if counted else 0
+            batch = self._batch(self.training_data, part)
             # Gradients are averaged over the processes once, with the last part.
             with nullcontext() if number == len(parts) else accelerator.no_sync(self.prepared):
-                loss, metrics = self.objective(self.prepared, self._batch(self.training_data, part))
-                samples = len(part) if counted else 0
-                accelerator.backward(loss * (samples * accelerator.num_processes / len(indices)))
+                if self.captured is not None:
+                    loss, metrics = self.captured(batch)
+                else:
+                    loss, metrics = self._gradients(batch, samples * accelerator.num_processes / len(indices))
             means.add(loss, metrics, samples)
             total = total + loss.detach() * (len(part) / len(share))
         norm = accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
         # One wait for the device instead of two.
         loss_value, norm_value = torch.stack([total, norm.to(total.dtype)]).tolist()
         return loss_value, norm_value
+
+    def _gradients(self, batch: Any, weight: float = 1.0) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Loss and metrics of a batch, whose gradient, times `weight`, is added to that of the parameters."""
+        loss, metrics = self.objective(self.prepared, batch)
+        self.accelerator.backward(loss * weight)
+        return loss, metrics
 
     def _change_weights(self) -> None:
         if self.accelerator.scaler is None:
@@ -288,7 +313,8 @@ class _Run:
         return values
 
     def _batch(self, data: TrainingData, indices: Tensor) -> Any:
-        return send_to_device(data.batch(indices), self.accelerator.device)
+        batch = data.batch(indices)
+        return send_to_device(batch if self.prepare is None else self.prepare(batch), self.accelerator.device)
 
     def _scaler_will_adapt(self) -> bool:
         """Whether a gradient that is not finite only tells fp16's scaler to scale less, and to skip this step."""
