@@ -9,6 +9,7 @@ from tests.ops.backends import DEVICE, TRITON
 from torch import nn
 
 from mambakit.nn import Block, Mamba, Mamba2
+from mambakit.nn.joints import product_of_a_step
 from mambakit.ops import decode
 
 LAYERS: dict[str, Any] = {
@@ -65,12 +66,17 @@ def test_an_adapter_in_place_of_a_projection_takes_part_in_steps() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: Mamba(8, d_state=4), lambda: Mamba2(8, d_state=4, headdim=8)])
-@pytest.mark.parametrize("part", ["", "in_proj", "conv1d", "out_proj"])
-def test_a_hook_in_a_mixer_is_not_passed_by(make: Any, part: str) -> None:
-    mixer = make()
-    assert mixer.steps_with_residual(1)
-    mixer.get_submodule(part).register_forward_hook(lambda *_: None)
-    assert not mixer.steps_with_residual(1)
+def test_a_hook_in_a_mixer_is_not_passed_by(make: Any) -> None:
+    for part in ("", "conv1d"):
+        mixer = make()
+        assert mixer.steps_with_residual()
+        mixer.get_submodule(part).register_forward_hook(lambda *_: None)
+        assert not mixer.steps_with_residual()
+    for part in ("in_proj", "out_proj"):
+        mixer = make()
+        mixer.get_submodule(part).register_forward_hook(lambda *_: None)
+        assert mixer.steps_with_residual()  # which calls it
+        assert not product_of_a_step(mixer.get_submodule(part), 1)
 
 
 @pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
@@ -100,7 +106,7 @@ BLOCKS: dict[str, Any] = {
 
 @pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")
 # With few rows a product takes an output a program, several with more rows, and tiles with many (and outputs).
-@pytest.mark.parametrize(("rows", "chosen"), [(1, {}), (3, {"_LEAST_PROGRAMS": 4}), (20, {"_NARROW": 0})])
+@pytest.mark.parametrize(("rows", "chosen"), [(1, {}), (3, {"_LEAST_PROGRAMS": 4}), (20, {"_NARROW": 0}), (70, {})])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", BLOCKS)
 @torch.no_grad()
@@ -120,13 +126,13 @@ def test_a_step_of_a_block_is_what_its_modules_give(
     expected, last = block(x, state)
     monkeypatch.setattr(decode, "serves", lambda x, *_: x.shape[1] == 1)
     called: list[str] = []
-    for product in (mixer.in_proj, mixer.out_proj):
-        monkeypatch.setattr(product, "forward", lambda *_: called.append("product"))
-    whole = mixer.steps_with_residual(rows)
-    assert whole == (rows <= (4 if dtype == torch.float32 else 64) and getattr(mixer, "n_groups", 1) == 1)
-    if whole:
-        y, after = block(x, state)
-        bound = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
-        torch.testing.assert_close(y, expected, **bound)
-        torch.testing.assert_close(tuple(after), tuple(last), **bound)
-        assert called == []
+    for part in ("in_proj", "out_proj"):
+        product = mixer.get_submodule(part)
+        monkeypatch.setattr(product, "forward", lambda x, part=part, run=product.forward: called.append(part) or run(x))
+    assert mixer.steps_with_residual()
+    y, after = block(x, state)
+    bound = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
+    torch.testing.assert_close(y, expected, **bound)
+    torch.testing.assert_close(tuple(after), tuple(last), **bound)
+    most = 4 if dtype == torch.float32 else 64
+    assert called == ["in_proj"] * (rows > 3) + ["out_proj"] * (rows > most)

@@ -93,5 +93,5 @@ class Block(nn.Module):
             and not (self.dropout and self.training)
             and type(self.norm) is nn.RMSNorm
             and not has_hooks(self.norm)
-            and steps_with_residual(residual.shape[0])
+            and steps_with_residual()
         )

@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from mambakit.nn.linear import Linear
+from mambakit.ops import decode
 
 _MOST_ROWS = {2: 64, 4: 4}  # by the bytes of a weight; from there on torch's products are faster than those of a step
+_FEW_ROWS = 3  # up to which they are not where a norm stands before, or where there are many channels
+_WIDE = 2048  # channels
 _WIDEST = 16384  # channels of a row, which a program holds whole
 
 
@@ -33,10 +36,22 @@ def product_of_a_step(layer: nn.Module, rows: int, *, after_norm: bool = False) 
     if type(layer) not in (nn.Linear, Linear) or has_hooks(layer):
         return False
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    most = _MOST_ROWS.get(weight.element_size(), 0)
+    if after_norm or weight.shape[1] > _WIDE:
+        most = min(most, _FEW_ROWS)
     return (
-        rows <= _MOST_ROWS.get(weight.element_size(), 0)
+        rows <= most
         and weight.is_contiguous()
         and 0 < weight.shape[1] <= _WIDEST
         # Channels meet the norm's weight before its divisor: a large residual would leave the range of float16.
         and not (after_norm and weight.dtype == torch.float16)
     )
+
+
+def added_product(layer: nn.Module, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """residual + layer(x) for one step on a GPU, in one launch where that is faster; (batch, outputs)."""
+    if not product_of_a_step(layer, x.shape[0]):
+        return residual + layer(x)
+    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    bias: torch.Tensor | None = layer.bias  # type: ignore[assignment]
+    return decode.linear(x, weight, bias, residual=residual, dtype=residual.dtype)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mambakit import ops
 from mambakit.nn.convolution import silu_convolution
 from mambakit.nn.initial_steps import initial_dt_bias
-from mambakit.nn.joints import as_built, has_hooks, product_of_a_step
+from mambakit.nn.joints import added_product, as_built, has_hooks, product_of_a_step
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
 from mambakit.ops import decode
@@ -169,23 +169,22 @@ class Mamba(KeepsFloat32):
             dt, B, C = (F.rms_norm(t, t.shape[-1:], eps=self.b_c_dt_rms_eps).to(t.dtype) for t in (dt, B, C))
         return self.dt_proj(dt), B, C
 
-    def steps_with_residual(self, rows: int) -> bool:
-        """Whether `step_with_residual` does what the modules do for so many sequences."""
-        return (
-            self._has_plain_steps()
-            and not has_hooks(self)
-            and product_of_a_step(self.in_proj, rows, after_norm=True)
-            and product_of_a_step(self.out_proj, rows)
-        )
+    def steps_with_residual(self) -> bool:
+        """Whether `step_with_residual` does what the modules do."""
+        return self._has_plain_steps() and not has_hooks(self)
 
     def step_with_residual(self, residual: Tensor, norm: nn.RMSNorm, state: MambaState) -> tuple[Tensor, MambaState]:
-        """residual + self(norm(residual)) for one step on a GPU, (batch, d_model), in four launches."""
-        made = (self.in_proj.weight, self.in_proj.bias, norm.weight, norm.eps or 0.0)
-        convolution = decode.Convolution(self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
-        projected, conv = decode.convolved_linear(residual, *made, convolution)
-        y, ssm = self._scan_step(*self.split(projected), state.ssm)
-        out = self.out_proj
-        return decode.linear(y, out.weight, out.bias, residual=residual, dtype=residual.dtype), MambaState(conv, ssm)
+        """residual + self(norm(residual)) for one step on a GPU, (batch, d_model): four launches for few sequences."""
+        taps, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        if product_of_a_step(self.in_proj, residual.shape[0], after_norm=True):
+            made = (self.in_proj.weight, self.in_proj.bias, norm.weight, norm.eps or 0.0)
+            projected, conv = decode.convolved_linear(residual, *made, decode.Convolution(taps, bias, state.conv))
+            u, z = self.split(projected)
+        else:
+            u, z = self.split(self.in_proj(norm(residual.to(norm.weight.dtype))))
+            u, conv = decode.convolution(u, taps, bias, state.conv)
+        y, ssm = self._scan_step(u, z, state.ssm)
+        return added_product(self.out_proj, y, residual), MambaState(conv, ssm)
 
     def _scan_step(self, u: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """What lies between the convolution and out_proj, in two launches: y (batch, d_inner), and the scan's state."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mambakit import ops
 from mambakit.nn.convolution import silu_convolution
 from mambakit.nn.initial_steps import initial_dt_bias
-from mambakit.nn.joints import as_built, has_hooks, product_of_a_step
+from mambakit.nn.joints import added_product, as_built, has_hooks, product_of_a_step
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
 from mambakit.ops import decode
@@ -222,30 +222,47 @@ class Mamba2(KeepsFloat32):
         B, C = (t.unflatten(-1, (self.n_groups, self.d_state)) for t in (B, C))
         return u.unflatten(-1, (self.heads, self.headdim)), B, C
 
-    def steps_with_residual(self, rows: int) -> bool:
-        """Whether `step_with_residual` does what the modules do for so many sequences."""
-        return (
-            self._has_plain_steps()
-            and not has_hooks(self, self.norm)
-            and (self.norm is None or (type(self.norm) is GatedRMSNorm and self.norm.groups == 1))
-            and product_of_a_step(self.in_proj, rows, after_norm=True)
-            and product_of_a_step(self.out_proj, rows, after_norm=self.norm is not None)
-        )
+    def steps_with_residual(self) -> bool:
+        """Whether `step_with_residual` does what the modules do."""
+        return self._has_plain_steps() and not has_hooks(self)
 
     def step_with_residual(self, residual: Tensor, norm: nn.RMSNorm, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
-        """residual + self(norm(residual)) for one step on a GPU, (batch, d_model), in three launches."""
-        made = (self.in_proj.weight, self.in_proj.bias, norm.weight, norm.eps or 0.0)
-        convolution = decode.Convolution(self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv, self.d_inner)
-        projected, conv = decode.convolved_linear(residual, *made, convolution)
-        z, xBC, dt = self.split(projected)
+        """residual + self(norm(residual)) for one step on a GPU, (batch, d_model): three launches for few sequences."""
+        taps, bias, rows = self.conv1d.weight.squeeze(1), self.conv1d.bias, residual.shape[0]
+        if product_of_a_step(self.in_proj, rows, after_norm=True):
+            made = (self.in_proj.weight, self.in_proj.bias, norm.weight, norm.eps or 0.0)
+            convolution = decode.Convolution(taps, bias, state.conv, self.d_inner)
+            projected, conv = decode.convolved_linear(residual, *made, convolution)
+            z, xBC, dt = self.split(projected)
+        else:
+            z, xBC, dt = self.split(self.in_proj(norm(residual.to(norm.weight.dtype))))
+            xBC, conv = decode.convolution(xBC, taps, bias, state.conv)
         y, ssm = self._scan_step(z, xBC, dt, state.ssm)
-        gated: dict[str, Any] = {}
-        if self.norm is not None:
-            gated = {"norm": self.norm.weight, "eps": self.norm.eps, "z": z}
-            gated["norm_before_gate"] = self.norm.norm_before_gate
-        out = self.out_proj
-        summed = decode.linear(y, out.weight, out.bias, residual=residual, dtype=residual.dtype, **gated)
+        gated, out = self.norm, self.out_proj
+        if gated is not None and self._norm_goes_with_out_proj(rows):
+            summed = decode.linear(
+                y,
+                out.weight,
+                out.bias,
+                norm=gated.weight,
+                eps=gated.eps,
+                z=z,
+                norm_before_gate=gated.norm_before_gate,
+                residual=residual,
+                dtype=residual.dtype,
+            )
+        else:
+            summed = added_product(out, y if gated is None else gated(y, z), residual)
         return summed, Mamba2State(conv, ssm)
+
+    def _norm_goes_with_out_proj(self, rows: int) -> bool:
+        """Whether the gated norm and out_proj are one launch of a step."""
+        return (
+            type(self.norm) is GatedRMSNorm
+            and self.norm.groups == 1
+            and not has_hooks(self.norm)
+            and product_of_a_step(self.out_proj, rows, after_norm=True)
+        )
 
     def _scan_step(self, z: Tensor, xBC: Tensor, dt: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """y (batch, d_inner), gated by z where no norm does that, of the convolved xBC; and the scan's state."""

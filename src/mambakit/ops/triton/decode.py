@@ -58,7 +58,7 @@ def mamba_scan(
     """Fill y and the state after the step; see `mambakit.ops.decode.mamba_scan`."""
     rows, dim = u.shape
     rank, size = dt_weight.shape[1], A_log.shape[1]
-    block = 16 if rows * dim < 1 << 14 else 64
+    block = 16 if rows * dim < 1 << 14 else 64 if rows * dim < 1 << 16 else 128
     with on_device_of(u):
         _mamba_scan[(triton.cdiv(dim, block), rows)](
             u,
@@ -102,7 +102,7 @@ def mamba2_scan(
     """Fill y and the state after the step; see `mambakit.ops.decode.mamba2_scan`."""
     batch, heads, headdim, size = state.shape
     groups = (xBC.shape[1] - heads * headdim) // (2 * size)
-    rows = min(16, power_of_two(headdim))
+    rows = min(16 if batch < 16 else 8, power_of_two(headdim))
     with on_device_of(xBC):
         _mamba2_scan[(batch, heads, triton.cdiv(headdim, rows))](
             xBC,
@@ -127,7 +127,7 @@ def mamba2_scan(
             STATE_BLOCK=power_of_two(size),
             BLOCK=rows,
             EARLY=early,
-            num_warps=4,
+            num_warps=4 if batch < 16 else 1,
             launch_pdl=early,
         )
 

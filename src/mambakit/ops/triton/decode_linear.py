@@ -7,9 +7,9 @@ applied to the product: x is read once, and its squares are summed on the way. O
 follows, with silu, go through its step as they are made; its state may be written over the one that is read.
 
 With few rows the time is that of reading W, and of the launch. One row after another is multiplied in registers
-(`_row`); from a few rows on W is worth reading once for several of them, by the matrix units (`_tile`). Kernels that
-run in a graph may start before the one in front has ended: they read the weights, which nothing in a graph changes,
-then wait for it, and only then read what it wrote.
+(`_row`); from a few rows on W is worth reading once for several of them, by the matrix units (`_tile`), where neither
+norm nor convolution keeps these waiting. Kernels that run in a graph may start before the one in front has ended: they
+read the weights, which nothing in a graph changes, then wait for it, and only then read what it wrote.
 """
 
 import triton
@@ -44,42 +44,62 @@ def linear(
 ) -> None:
     """Fill y; see `mambakit.ops.decode.linear`. `convolution`: weight, bias, the states before and after."""
     rows, outs, width = x.shape[0], weight.shape[0], weight.shape[1]
-    gate = NONE if z is None else AFTER if gate_after else BEFORE
-    arguments = (
-        x,
-        z,
-        norm,
-        weight,
-        bias,
-        residual,
-        y,
-        *(convolution or (None,) * 4),
-        x.stride(0),
-        0 if z is None else z.stride(0),
-        0 if residual is None else residual.stride(0),
-        rows,
-        outs,
-        first,
-        0 if convolution is None else convolution[0].shape[0],
-        eps,
-    )
-    options = {"WIDTH": width, "GATE": gate, "EARLY": early, "launch_pdl": early}
-    options["TAPS"] = 0 if convolution is None else convolution[0].shape[1]
+    plain = norm is None and z is None and convolution is None
+    residual_row = 0 if residual is None else residual.stride(0)
     with on_device_of(x):
-        if rows < _DOT_ROWS or outs <= _NARROW or weight.element_size() == 4:
-            block = min(16, max(1, _ROW_ELEMENTS // power_of_two(width)))
-            while block > 1 and rows * triton.cdiv(outs, block) < _LEAST_PROGRAMS:
-                block //= 2
-            _row[(triton.cdiv(outs, block), rows)](
-                *arguments, PADDED=power_of_two(width), BLOCK=block, num_warps=4, **options
-            )
-        else:
+        if plain and rows >= _DOT_ROWS and outs > _NARROW and weight.element_size() == 2:
             tall = 16 if rows <= 16 else 32
             wide = 32 if outs >= 32 * _LEAST_PROGRAMS // 2 else 16
-            tiles = {"ROWS": tall, "BLOCK": wide, "STRIP": _STRIP, "WIDENED": interpreting()}
             _tile[(triton.cdiv(outs, wide), triton.cdiv(rows, tall))](
-                *arguments, **tiles, num_warps=4, num_stages=3, **options
+                x,
+                weight,
+                bias,
+                residual,
+                y,
+                x.stride(0),
+                residual_row,
+                rows,
+                outs,
+                WIDTH=width,
+                ROWS=tall,
+                BLOCK=wide,
+                STRIP=_STRIP,
+                WIDENED=interpreting(),
+                EARLY=early,
+                num_warps=4,
+                num_stages=3,
+                launch_pdl=early,
             )
+            return
+        block = min(16, max(1, _ROW_ELEMENTS // power_of_two(width)))
+        while block > 1 and rows * triton.cdiv(outs, block) < _LEAST_PROGRAMS:
+            block //= 2
+        _row[(triton.cdiv(outs, block), rows)](
+            x,
+            z,
+            norm,
+            weight,
+            bias,
+            residual,
+            y,
+            *(convolution or (None,) * 4),
+            x.stride(0),
+            0 if z is None else z.stride(0),
+            residual_row,
+            rows,
+            outs,
+            first,
+            0 if convolution is None else convolution[0].shape[0],
+            eps,
+            WIDTH=width,
+            PADDED=power_of_two(width),
+            BLOCK=block,
+            GATE=NONE if z is None else AFTER if gate_after else BEFORE,
+            TAPS=0 if convolution is None else convolution[0].shape[1],
+            EARLY=early,
+            num_warps=4,
+            launch_pdl=early,
+        )
 
 
 @triton.jit
@@ -192,31 +212,19 @@ def _row(
 @triton.jit(do_not_specialize=["rows"])
 def _tile(
     x,
-    z,
-    norm,
     weight,
     bias,
     residual,
     y,
-    conv_weight,
-    conv_bias,
-    conv,
-    conv_after,
     x_row,
-    z_row,
     residual_row,
     rows,
     outs,
-    first,
-    channels,
-    eps,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     STRIP: tl.constexpr,
     WIDENED: tl.constexpr,
-    GATE: tl.constexpr,
-    TAPS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """BLOCK outputs of ROWS rows; the products `WIDENED` for Triton's interpreter, which has none of bfloat16."""
@@ -225,49 +233,21 @@ def _tile(
     in_m, in_n = m < rows, n < outs
     wait_for_the_kernel_in_front(EARLY)
     out = tl.zeros([ROWS, BLOCK], tl.float32)
-    squares = tl.zeros([ROWS], tl.float32)
     for strip in range(0, WIDTH, STRIP):
         k = strip + tl.arange(0, STRIP)
         there = k < WIDTH
-        inside = in_m[:, None] & there[None, :]
         taps = tl.load(
             weight + n[None, :].to(tl.int64) * WIDTH + k[:, None], mask=there[:, None] & in_n[None, :], other=0.0
         )
-        value = tl.load(x + m[:, None] * x_row + k[None, :], mask=inside, other=0.0)
-        if norm is not None or GATE != 0:
-            value = value.to(tl.float32)
-            gate = value
-            if GATE != 0:
-                gate = tl.load(z + m[:, None] * z_row + k[None, :], mask=inside, other=0.0).to(tl.float32)
-            scale = 1.0
-            if norm is not None:
-                scale = tl.load(norm + k, mask=there, other=0.0).to(tl.float32)[None, :]
-            value, normed = _entering(value, gate, scale, GATE)
-            squares += tl.sum(normed * normed, axis=1)
-        value = value.to(taps.dtype)
+        inside = in_m[:, None] & there[None, :]
+        value = tl.load(x + m[:, None] * x_row + k[None, :], mask=inside, other=0.0).to(taps.dtype)
         if WIDENED:
             out += tl.dot(value.to(tl.float32), taps.to(tl.float32))
         else:
             out = tl.dot(value, taps, out)
-    if norm is not None:
-        out *= tl.rsqrt(squares / WIDTH + eps)[:, None]
     if bias is not None:
         out += tl.load(bias + n, mask=in_n, other=0.0).to(tl.float32)[None, :]
     both = in_m[:, None] & in_n[None, :]
     if residual is not None:
         out += tl.load(residual + m[:, None] * residual_row + n[None, :], mask=both, other=0.0).to(tl.float32)
-    if TAPS > 0:
-        channel = n - first
-        state = m[:, None] * (TAPS - 1) * channels
-        out = convolved(
-            out.to(y.dtype.element_ty),
-            conv_weight,
-            conv_bias,
-            conv + state,
-            conv_after + state,
-            channel[None, :],
-            both & ((channel >= 0) & (channel < channels))[None, :],
-            channels,
-            TAPS,
-        )
     tl.store(y + m[:, None] * outs + n[None, :], out.to(y.dtype.element_ty), mask=both)
