@@ -181,7 +181,7 @@ class Mamba(KeepsFloat32):
             projected, conv = decode.convolved_linear(residual, *made, decode.Convolution(taps, bias, state.conv))
             u, z = self.split(projected)
         else:
-            u, z = self.split(self.in_proj(norm(residual.to(norm.weight.dtype))))
+            u, z = self.split(self.in_proj(decode.norm(residual, norm.weight, norm.eps or 0.0)))
             u, conv = decode.convolution(u, taps, bias, state.conv)
         y, ssm = self._scan_step(u, z, state.ssm)
         return added_product(self.out_proj, y, residual), MambaState(conv, ssm)

@@ -235,7 +235,7 @@ class Mamba2(KeepsFloat32):
             projected, conv = decode.convolved_linear(residual, *made, convolution)
             z, xBC, dt = self.split(projected)
         else:
-            z, xBC, dt = self.split(self.in_proj(norm(residual.to(norm.weight.dtype))))
+            z, xBC, dt = self.split(self.in_proj(decode.norm(residual, norm.weight, norm.eps or 0.0)))
             xBC, conv = decode.convolution(xBC, taps, bias, state.conv)
         y, ssm = self._scan_step(z, xBC, dt, state.ssm)
         gated, out = self.norm, self.out_proj

@@ -120,6 +120,13 @@ def convolved_linear(
     return y, after
 
 
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm of x (batch, width), in the dtype of weight (width,)."""
+    y = torch.empty_like(x, dtype=weight.dtype, memory_format=torch.contiguous_format)
+    _kernels.norm(x, weight, y, eps, _starts_early(x))
+    return y
+
+
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     """One step of a causal convolution with silu.
 
