@@ -6,14 +6,24 @@ launched one by one they take several times as long as they run.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mambakit.nn.graph_capture import Replayed
+from mambakit.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _MOST_FORMS = 4  # of a batch that are captured: each keeps the memory of its step
+
+
+def capturable(accelerator: "Accelerator", config: TrainingConfig) -> bool:
+    """Whether steps can be captured: one process has a GPU, and takes each batch at once."""
+    alone = accelerator.num_processes == 1 and config.gradient_accumulation == 1
+    return alone and accelerator.device.type == "cuda"
 
 
 class _Form(NamedTuple):

@@ -28,7 +28,7 @@ from mambakit.errors import DataError, MambakitError, TrainingDiverged
 from mambakit.training.artefacts import exclusive, remove_leftovers
 from mambakit.training.average import WeightAverage
 from mambakit.training.batches import SampleMeans, TrainingData, derived_seed, epoch_order, process_share
-from mambakit.training.captured import CapturedGradients
+from mambakit.training.captured import CapturedGradients, capturable
 from mambakit.training.checkpoint import (
     Checkpoint,
     CheckpointState,
@@ -177,12 +177,8 @@ class _Run:
         self.optimizer = make_optimizer(model, config)
         self.scaled_optimizer = accelerator.prepare_optimizer(self.optimizer)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        alone = accelerator.num_processes == 1 and config.gradient_accumulation == 1
-        self.captured = (
-            CapturedGradients(self._gradients, self.parameters)
-            if capture and alone and accelerator.device.type == "cuda"
-            else None
-        )
+        captured = capture and capturable(accelerator, config)
+        self.captured = CapturedGradients(self._gradients, self.parameters) if captured else None
         self.average = None if config.average_decay is None else WeightAverage(self.parameters, config.average_decay)
         self.steps_per_epoch = math.ceil(len(training_data) / config.batch_size)
         self.history: list[EpochEntry] = []
