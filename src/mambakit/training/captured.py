@@ -6,6 +6,7 @@ launched one by one they take several times as long as they run.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -57,7 +58,8 @@ class CapturedGradients:
     ) -> None:
         self._compute, self._parameters = compute, list(parameters)
         self._forms: dict[Any, _Form] = {}
-        self._replayed = Replayed()
+        with self._on_device():
+            self._replayed = Replayed()
 
     @property
     def refused(self) -> list[str]:
@@ -74,8 +76,9 @@ class CapturedGradients:
             if len(self._forms) == _MOST_FORMS:
                 return self._afresh(batch)
             known = self._forms[form] = _Form({name: tensor.clone() for name, tensor in batch.items()}, {})
-        torch._foreach_copy_(list(known.batch.values()), [batch[name] for name in known.batch])
-        self._replayed.call(form, lambda: known.left.update(self._step(known.batch)))
+        with self._on_device():
+            torch._foreach_copy_(list(known.batch.values()), [batch[name] for name in known.batch])
+            self._replayed.call(form, lambda: known.left.update(self._step(known.batch)))
         if form in self._replayed.refused:
             reason = self._replayed.refused[form]
             warnings.warn(f"a step could not be captured and is taken kernel by kernel: {reason}", stacklevel=2)
@@ -84,6 +87,10 @@ class CapturedGradients:
             parameter.grad = gradient
         loss, metrics = known.left["loss"], known.left["metrics"]
         return loss.clone(), {name: value.clone() for name, value in metrics.items()}
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        device = self._parameters[0].device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _step(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
         loss, metrics = self._afresh(batch)
