@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mambakit.nn import graph_capture
-from mambakit.nn.graph_capture import capturing
+from mambakit.nn.graph_capture import Replayed, capturing
 
 
 @pytest.fixture
@@ -50,6 +50,72 @@ def test_after_a_failed_capture_stream_generator_and_collector_are_as_before(wit
             raise RuntimeError("cannot wait for the device")
         assert gc.isenabled()
     assert without_a_gpu == ["the stream", "generator"] * 2
+
+
+class _Graph:
+    """What a CUDA graph does, told by name."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+
+    def replay(self) -> None:
+        self.told.append("replayed")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What becomes of calls, without a GPU."""
+    told: list[str] = []
+
+    class Stream:
+        def wait_stream(self, _: Any) -> None:
+            pass
+
+    @contextlib.contextmanager
+    def capturing(*_: Any) -> Any:
+        told.append("captured:")
+        yield
+        told.append("done")
+
+    monkeypatch.setattr(graph_capture, "capturing", capturing)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: _Graph(told))
+    return told
+
+
+def test_a_call_that_comes_again_is_captured_once_and_replayed(told: list[str]) -> None:
+    calls = Replayed()
+    for _ in range(4):
+        calls.call("a", lambda: told.append("a"))
+    assert told == ["a", "a", "captured:", "a", "done", "replayed", "replayed"]
+    told.clear()
+    for _ in range(2):  # what the first loaded and set up is there
+        calls.call("b", lambda: told.append("b"))
+    calls.call("a", lambda: told.append("a"))
+    assert told == ["b", "captured:", "b", "done", "replayed", "replayed"]
+    assert calls.refused == {}
+
+
+def test_what_can_not_be_captured_is_called_as_ever_and_others_are_captured(told: list[str]) -> None:
+    attempts = iter([False, False, True, False, False])
+
+    def waits() -> None:
+        if next(attempts):
+            raise RuntimeError("it waits\nand here is advice")
+        told.append("waits")
+
+    calls = Replayed()
+    for _ in range(4):
+        calls.call("a", waits)
+    assert calls.refused == {"a": "it waits"}
+    assert told == ["waits", "waits", "captured:", "waits", "waits"]
+    told.clear()
+    for _ in range(3):
+        calls.call("b", lambda: told.append("b"))
+    assert told == ["b", "b", "captured:", "b", "done", "replayed"]
 
 
 @pytest.mark.gpu
