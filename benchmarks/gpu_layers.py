@@ -25,7 +25,7 @@ _PLAINLY = f"{OURS}, kernel by kernel"
 def cases() -> Iterator[Case]:
     """All cases, whole models first."""
     for mixer in ("mamba", "mamba2"):
-        yield _training(mixer, 2048)
+        yield _training(mixer)
         yield _generation(mixer, 1)
     yield _convolution(8, 2048, 2048)
     yield _norm(16384, 1536)
@@ -149,7 +149,8 @@ def _their_norm(rows: int, dim: int) -> Contender:
     return _differentiable(function, _norm_inputs(rows, dim), _norm_inputs(300, dim))
 
 
-def _training(mixer: str, length: int) -> Case:
+def _training(mixer: str) -> Case:
+    length = 2048
     return Case(
         *_training_step(mixer, length),
         {

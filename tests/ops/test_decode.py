@@ -9,7 +9,7 @@ from tests.ops.backends import DEVICE, TRITON
 from torch import nn
 
 from mambakit.nn import Block, Mamba, Mamba2
-from mambakit.nn.joints import product_of_a_step
+from mambakit.nn.step_products import goes_by_step
 from mambakit.ops import decode
 
 LAYERS: dict[str, Any] = {
@@ -76,7 +76,7 @@ def test_a_hook_in_a_mixer_is_not_passed_by(make: Any) -> None:
         mixer = make()
         mixer.get_submodule(part).register_forward_hook(lambda *_: None)
         assert mixer.steps_with_residual()  # which calls it
-        assert not product_of_a_step(mixer.get_submodule(part), 1)
+        assert not goes_by_step(mixer.get_submodule(part), 1)
 
 
 @pytest.mark.skipif(not TRITON, reason="neither a GPU nor Triton's interpreter")

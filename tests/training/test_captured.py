@@ -114,7 +114,7 @@ def test_a_batch_that_waits_for_the_device_is_taken_as_ever() -> None:
         return compute(batch)
 
     gradients = CapturedGradients(waits, list(model.parameters()))
-    with pytest.warns(UserWarning, match="taken kernel by kernel"):
+    with pytest.warns(UserWarning, match="goes kernel by kernel"):
         losses = [float(gradients(batch)[0]) for batch in _batches([4, 4], "cuda") * 3]
     assert len(gradients.refused) == 1
     assert losses[0] == losses[2] == losses[4]

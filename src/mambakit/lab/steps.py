@@ -7,7 +7,6 @@ run, as a graph they follow each other.
 
 import contextlib
 import threading
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -56,11 +55,16 @@ class TrainingSteps:
         capture: bool,
     ) -> None:
         self._grouped, self._optimizer, self._batches = grouped, optimizer, batches
-        self._paces, self._clip, self.captures = paces, clip, capture
+        self._paces, self._clip = paces, clip
         self._next = torch.zeros(1, dtype=torch.int64, device=paces.device)
         self._losses = torch.zeros(grouped.count, dtype=torch.float64, device=paces.device)
         self._taken = 0  # whose losses are in the sum
         self._replayed = Replayed() if capture else None
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps become graphs, and none could not."""
+        return self._replayed is not None and not self._replayed.refused
 
     def go_on_from(self, step: int) -> None:
         """Step `step` (0, 1, ...) is the next."""
@@ -72,12 +76,8 @@ class TrainingSteps:
         self._taken += 1
         if self._replayed is None:
             self._take()
-            return
-        self._replayed.call(shape, self._take)
-        if self.captures and self._replayed.refused:
-            reason = next(iter(self._replayed.refused.values()))
-            warnings.warn(f"a step could not be captured and is taken as it is: {reason}", stacklevel=2)
-            self.captures = False
+        else:
+            self._replayed.call(shape, self._take)
 
     def mean_losses(self) -> list[float]:
         """Every model's mean loss over the steps since this was last asked; waits for them."""

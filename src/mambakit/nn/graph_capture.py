@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -21,7 +22,7 @@ class Replayed:
     be filled anew before each call, and what it made at the last call that ran it is filled anew by every later one.
 
     Attributes:
-        refused: forms that could not be captured, and why; they are called as ever.
+        refused: forms that could not be captured, and why; a warning says so, and they are called as ever.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,8 @@ class Replayed:
             with self._aside(), capturing(graph, self._pool, self._side):
                 function()
         except RuntimeError as error:
-            self.refused[form] = first_line(error)
+            reason = self.refused[form] = first_line(error)
+            warnings.warn(f"could not be captured as a CUDA graph, and goes kernel by kernel: {reason}", stacklevel=4)
             return False
         self._graphs[form] = graph
         return True

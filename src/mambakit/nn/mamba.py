@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from mambakit import ops
 from mambakit.nn.convolution import silu_convolution
 from mambakit.nn.initial_steps import initial_dt_bias
-from mambakit.nn.joints import added_product, as_built, has_hooks, product_of_a_step
+from mambakit.nn.joints import as_built, has_hooks
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
+from mambakit.nn.step_products import added_product, convolved_product, goes_by_step
 from mambakit.ops import decode
 
 
@@ -175,20 +176,15 @@ class Mamba(KeepsFloat32):
 
     def step_with_residual(self, residual: Tensor, norm: nn.RMSNorm, state: MambaState) -> tuple[Tensor, MambaState]:
         """residual + self(norm(residual)) for one step on a GPU, (batch, d_model): four launches for few sequences."""
-        taps, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
-        if product_of_a_step(self.in_proj, residual.shape[0], after_norm=True):
-            made = (self.in_proj.weight, self.in_proj.bias, norm.weight, norm.eps or 0.0)
-            projected, conv = decode.convolved_linear(residual, *made, decode.Convolution(taps, bias, state.conv))
-            u, z = self.split(projected)
-        else:
-            u, z = self.split(self.in_proj(decode.norm(residual, norm.weight, norm.eps or 0.0)))
-            u, conv = decode.convolution(u, taps, bias, state.conv)
+        convolution = decode.Convolution(self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv)
+        projected, u, conv = convolved_product(self.in_proj, norm, residual, convolution)
+        _, z = self.split(projected)
         y, ssm = self._scan_step(u, z, state.ssm)
         return added_product(self.out_proj, y, residual), MambaState(conv, ssm)
 
     def _scan_step(self, u: Tensor, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """What lies between the convolution and out_proj, in two launches: y (batch, d_inner), and the scan's state."""
-        few = product_of_a_step(self.x_proj, u.shape[0])
+        few = goes_by_step(self.x_proj, u.shape[0])
         projected = decode.linear(u, self.x_proj.weight) if few else self.x_proj(u)
         return decode.mamba_scan(u, projected, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D, z, state)
 

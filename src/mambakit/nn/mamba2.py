@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from mambakit import ops
 from mambakit.nn.convolution import silu_convolution
 from mambakit.nn.initial_steps import initial_dt_bias
-from mambakit.nn.joints import added_product, as_built, has_hooks, product_of_a_step
+from mambakit.nn.joints import as_built, has_hooks
 from mambakit.nn.linear import Linear
 from mambakit.nn.precision import KeepsFloat32
+from mambakit.nn.step_products import added_product, convolved_product, goes_by_step
 from mambakit.ops import decode
 
 
@@ -228,18 +229,13 @@ class Mamba2(KeepsFloat32):
 
     def step_with_residual(self, residual: Tensor, norm: nn.RMSNorm, state: Mamba2State) -> tuple[Tensor, Mamba2State]:
         """residual + self(norm(residual)) for one step on a GPU, (batch, d_model): three launches for few sequences."""
-        taps, bias, rows = self.conv1d.weight.squeeze(1), self.conv1d.bias, residual.shape[0]
-        if product_of_a_step(self.in_proj, rows, after_norm=True):
-            made = (self.in_proj.weight, self.in_proj.bias, norm.weight, norm.eps or 0.0)
-            convolution = decode.Convolution(taps, bias, state.conv, self.d_inner)
-            projected, conv = decode.convolved_linear(residual, *made, convolution)
-            z, xBC, dt = self.split(projected)
-        else:
-            z, xBC, dt = self.split(self.in_proj(decode.norm(residual, norm.weight, norm.eps or 0.0)))
-            xBC, conv = decode.convolution(xBC, taps, bias, state.conv)
+        taps, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        convolution = decode.Convolution(taps, bias, state.conv, self.d_inner)
+        projected, xBC, conv = convolved_product(self.in_proj, norm, residual, convolution)
+        z, _, dt = self.split(projected)
         y, ssm = self._scan_step(z, xBC, dt, state.ssm)
         gated, out = self.norm, self.out_proj
-        if gated is not None and self._norm_goes_with_out_proj(rows):
+        if gated is not None and self._norm_goes_with_out_proj(residual.shape[0]):
             summed = decode.linear(
                 y,
                 out.weight,
@@ -261,7 +257,7 @@ class Mamba2(KeepsFloat32):
             type(self.norm) is GatedRMSNorm
             and self.norm.groups == 1
             and not has_hooks(self.norm)
-            and product_of_a_step(self.out_proj, rows, after_norm=True)
+            and goes_by_step(self.out_proj, rows, after_norm=True)
         )
 
     def _scan_step(self, z: Tensor, xBC: Tensor, dt: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,10 +18,11 @@ from mambakit.nn import native_stack
 from mambakit.nn.backbone import Backbone
 from mambakit.nn.block import Block
 from mambakit.nn.graphed_steps import GraphedSteps
-from mambakit.nn.joints import has_hooks, product_of_a_step
+from mambakit.nn.joints import has_hooks
 from mambakit.nn.mamba import Mamba
 from mambakit.nn.mamba2 import Mamba2
 from mambakit.nn.mamba3 import Mamba3
+from mambakit.nn.step_products import goes_by_step
 from mambakit.ops import decode
 
 
@@ -187,7 +188,7 @@ class Stepper:
             and type(layer) is Backbone
             and type(layer.norm_f) is nn.RMSNorm
             and not has_hooks(layer, layer.norm_f)
-            and product_of_a_step(head, self.batch_size, after_norm=True)
+            and goes_by_step(head, self.batch_size, after_norm=True)
             and decode.serves(x, tuple(tree_leaves(state)), None, self.layer.parameters())
         )
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from mambakit.ops import dispatch, triton
+from mambakit.ops.inputs import NormInputs
 
 _EARLY_STARTS = (9, 0)  # compute capability
 
 _kernels = triton.Kernels("decode")
 _linear_kernels = triton.Kernels("decode_linear")
+_norm_kernels = triton.Kernels("rms_norm")
 _IN_PLACE: ContextVar[bool] = ContextVar("states_in_place", default=False)
 _CAPTURING: ContextVar[bool] = ContextVar("captured", default=False)
 
@@ -121,9 +123,9 @@ def convolved_linear(
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm of x (batch, width), in the dtype of weight (width,)."""
+    """`mambakit.ops.rms_norm` of x (batch, width), in the dtype of weight (width,)."""
     y = torch.empty_like(x, dtype=weight.dtype, memory_format=torch.contiguous_format)
-    _kernels.norm(x, weight, y, eps, _starts_early(x))
+    _norm_kernels.forward(NormInputs(x, weight, None, eps, 1, False), y, y)
     return y
 
 

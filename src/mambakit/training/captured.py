@@ -4,8 +4,7 @@ A small model's step, and that of a larger one on short sequences, is hundreds o
 launched one by one they take several times as long as they run.
 """
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,7 +56,7 @@ class CapturedGradients:
         parameters: Sequence[nn.Parameter],
     ) -> None:
         self._compute, self._parameters = compute, list(parameters)
-        self._forms: dict[Any, _Form] = {}
+        self._forms: dict[Hashable, _Form] = {}
         with self._on_device():
             self._replayed = Replayed()
 
@@ -78,10 +77,8 @@ class CapturedGradients:
             known = self._forms[form] = _Form({name: tensor.clone() for name, tensor in batch.items()}, {})
         with self._on_device():
             torch._foreach_copy_(list(known.batch.values()), [batch[name] for name in known.batch])
-            self._replayed.call(form, lambda: known.left.update(self._step(known.batch)))
+            self._replayed.call(form, lambda: self._step(known))
         if form in self._replayed.refused:
-            reason = self._replayed.refused[form]
-            warnings.warn(f"a step could not be captured and is taken kernel by kernel: {reason}", stacklevel=2)
             del self._forms[form]
         for parameter, gradient in zip(self._parameters, known.left["gradients"], strict=True):
             parameter.grad = gradient
@@ -92,10 +89,12 @@ class CapturedGradients:
         device = self._parameters[0].device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def _step(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-        loss, metrics = self._afresh(batch)
-        gradients = [parameter.grad for parameter in self._parameters]
-        return {"loss": loss.detach(), "metrics": {k: v.detach() for k, v in metrics.items()}, "gradients": gradients}
+    def _step(self, form: _Form) -> None:
+        form.left.clear()  # of the call before, whose gradients would lie beside those of this one
+        loss, metrics = self._afresh(form.batch)
+        form.left["loss"] = loss.detach()
+        form.left["metrics"] = {name: value.detach() for name, value in metrics.items()}
+        form.left["gradients"] = [parameter.grad for parameter in self._parameters]
 
     def _afresh(self, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
         for parameter in self._parameters:
@@ -103,7 +102,8 @@ class CapturedGradients:
         return self._compute(batch)
 
 
-def _form_of(batch: Any) -> Any:
+def _form_of(batch: Any) -> Hashable | None:
+    """Names, shapes and dtypes of a batch of tensors; None of another."""
     if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):
         return None
     return tuple((name, value.shape, value.dtype) for name, value in batch.items())

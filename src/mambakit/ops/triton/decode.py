@@ -1,7 +1,7 @@
 """One token through what lies between the projections of a mixer, in as few launches as there are sums over channels.
 
-Norm and convolution are kernels of their own where they are not part of the in-projection (`decode_linear`). The scan
-of Mamba-1 takes dt_proj with it:
+The convolution is a kernel of its own where it does not end the in-projection (`decode_linear`). The scan of Mamba-1
+takes dt_proj with it:
 
     dt = softplus(dt_proj low + dt_bias),  h' = exp(-exp(A_log) dt) h + dt B u,  y = (C h' + D u) silu(z)
 
@@ -16,24 +16,6 @@ from torch import Tensor
 from mambakit.ops.triton.counting import power_of_two
 from mambakit.ops.triton.decode_linear import convolved, silu, wait_for_the_kernel_in_front
 from mambakit.ops.triton.launch import on_device_of
-
-
-def norm(x: Tensor, weight: Tensor, y: Tensor, eps: float, early: bool) -> None:
-    """Fill y; see `mambakit.ops.decode.norm`."""
-    rows, width = x.shape
-    with on_device_of(x):
-        _norm[(rows,)](
-            x,
-            weight,
-            y,
-            x.stride(0),
-            eps,
-            WIDTH=width,
-            PADDED=power_of_two(width),
-            EARLY=early,
-            num_warps=4,
-            launch_pdl=early,
-        )
 
 
 def convolution(
@@ -155,17 +137,6 @@ def _softplus(value):
     e = tl.exp(tl.minimum(value, 20.0))
     small = e * (1.0 - e * (0.5 - e / 3.0))  # where 1 + e would lose what e says
     return tl.where(value > 20.0, value, tl.where(e < 0.01, small, tl.log(1.0 + e)))
-
-
-@triton.jit
-def _norm(x, weight, y, x_row, eps, WIDTH: tl.constexpr, PADDED: tl.constexpr, EARLY: tl.constexpr):
-    row, k = tl.program_id(0).to(tl.int64), tl.arange(0, PADDED)
-    there = k < WIDTH
-    scale = tl.load(weight + k, mask=there, other=0.0).to(tl.float32)
-    wait_for_the_kernel_in_front(EARLY)
-    value = tl.load(x + row * x_row + k, mask=there, other=0.0).to(tl.float32)
-    value *= tl.rsqrt(tl.sum(value * value, axis=0) / WIDTH + eps) * scale
-    tl.store(y + row * WIDTH + k, value.to(y.dtype.element_ty), mask=there)
 
 
 @triton.jit
